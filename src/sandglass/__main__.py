@@ -1,0 +1,3 @@
+from sandglass.cli import main
+
+main()

@@ -1,0 +1,11 @@
+"""What an extra head may be asked of the last feature map: one file each, one line here."""
+
+from sandglass.registry import Register
+
+AUXILIARY = Register(
+    "auxiliary task",
+    {
+        "drloc": "sandglass.auxiliary.drloc:DRLoc",
+        "masked_embedding": "sandglass.auxiliary.masked_embedding:MaskedEmbedding",
+    },
+)

@@ -1,0 +1,258 @@
+"""The `sandglass` command: parse, call, exit code. Imports nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from sandglass.errors import Exit, Problem
+
+app = typer.Typer(
+    help="Self-supervised pretraining and judging of hierarchical vision transformers on small image sets.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The settings file.")]
+Root = Annotated[Path, typer.Option("--root", help="Where results/, state/ and data/ are.")]
+StudyName = Annotated[str | None, typer.Option("--study", help="A study of the settings file; default: its `study`.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+RunNames = Annotated[list[str] | None, typer.Argument(help="Runs by name; without one, all of this stage.")]
+
+_PARAMS = Path("params.yaml")
+_ROOT = Path(".")
+
+
+def _read(params: Path, study: str | None) -> tuple[Any, list[Any]]:
+    from sandglass.config import load
+    from sandglass.study import plan as make
+
+    settings = load(params)
+    return settings, make(settings, study)
+
+
+@app.command()
+def plan(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = None, as_json: AsJson = False) -> None:
+    """The runs of a study: stage, run, needs, whether done."""
+    from sandglass.runs import RunFolder
+
+    _, runs = _read(params, study)
+    rows = [
+        {"stage": r.stage, "run": r.name, "needs": list(r.needs), "done": RunFolder(root, r).done(), "result": str(r.result)}
+        for r in runs
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        needs = row["needs"] if row["stage"] != "report" else [f"all {len(row['needs'])} above"]
+        print(f"{'done' if row['done'] else '-':<5} {row['stage']:<9} {row['run']}")
+        if needs:
+            print(f"{'':<16}needs {', '.join(needs)}")
+    print(f"{len(rows)} runs, {sum(row['done'] for row in rows)} done")
+
+
+@app.command()
+def status(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = None, as_json: AsJson = False) -> None:
+    """What is done, running, stopped or failed, per stage."""
+    from collections import Counter
+
+    from sandglass.runs import RunFolder
+
+    _, runs = _read(params, study)
+    states = [(r, RunFolder(root, r).status()) for r in runs]
+    if as_json:
+        print(json.dumps([{"stage": r.stage, "run": r.name, "status": state} for r, state in states], indent=1))
+        return
+    for stage in dict.fromkeys(r.stage for r in runs):
+        counts = Counter(state for r, state in states if r.stage == stage)
+        print(f"{stage:<9} {', '.join(f'{n} {state}' for state, n in counts.most_common())}")
+    for r, state in states:
+        if state not in ("done", "waiting"):
+            print(f"  {state:<12} {r.key}")
+            file = RunFolder(root, r).state / "status.json"
+            if state.startswith("failed") and file.exists():
+                print("    " + json.loads(file.read_text())["text"].replace("\n", "\n    "))
+
+
+def _stage_verb(stage: str, about: str) -> None:
+    def verb(
+        runs: RunNames = None, params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = None
+    ) -> None:
+        from sandglass import tracking
+        from sandglass.errors import did_you_mean
+        from sandglass.stages import execute
+
+        settings, planned = _read(params, study)
+        ours = {r.name: r for r in planned if r.stage == stage}
+        for name in runs or ours:
+            if name not in ours:
+                raise Problem("C-130", Exit.CONFIG, f"no {stage} run '{name}' in this study", fix=did_you_mean(name, ours))
+        for name in runs or ours:
+            with tracking.mirrored(root):
+                execute(ours[name], settings, study or settings.study, root, say=lambda text: print(text, flush=True))
+
+    app.command(stage, help=about)(verb)
+
+
+_stage_verb("data", "Fetch and pack a data set.")
+_stage_verb("pretrain", "Pretrain a backbone.")
+_stage_verb("probe", "Judge frozen features.")
+_stage_verb("finetune", "Train with labels, from scratch or from pretrained weights.")
+_stage_verb("attack", "Attack finetuned models.")
+_stage_verb("report", "Write the page and the table of a study.")
+
+
+@app.command()
+def publish(root: Root = _ROOT) -> None:
+    """Bring MLflow up to date with the run folders; safe to repeat."""
+    from sandglass import tracking
+
+    print(f"{tracking.publish(root)} runs in {tracking.uri(root)}")
+
+
+@app.command()
+def check(
+    backbone: Annotated[str | None, typer.Option(help="One backbone instead of the study's.")] = None,
+    size: Annotated[int | None, typer.Option(help="Image size in px.")] = None,
+    params: ParamsFile = _PARAMS,
+    study: StudyName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do backbone and image size fit? Prints the stage grid, or the nearest legal settings."""
+    from sandglass.backbones.grid import check as look
+
+    pairs: dict[tuple[str, int, str], dict[str, Any]] = {}
+    if backbone:
+        pairs[backbone, size or 224, ""] = {}
+    else:
+        _, runs = _read(params, study)
+        for r in runs:
+            if "backbone" in r.settings:
+                s = r.settings
+                pairs[s["backbone"], size or s["size"], json.dumps(s["arguments"])] = s["arguments"]
+    found = [look(name, px, arguments) for (name, px, _), arguments in pairs.items()]
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for row in found:
+        print(f"{row['name']} at {row['size']} px: {row['parameters']:,} parameters, {row['macs'] / 1e9:.3f} GMAC an image")
+        for stage in row["stages"]:
+            print(f"  {stage['name']:<24} {stage['channels']:>5} x {stage['height']} x {stage['width']}")
+        for warning in row["warnings"]:
+            print(f"  note: {warning}")
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A finished pretrain or finetune run.")],
+    to: Annotated[Path, typer.Argument(help="A new folder.")],
+    params: ParamsFile = _PARAMS,
+    root: Root = _ROOT,
+    study: StudyName = None,
+) -> None:
+    """Copy a model as timm loads it: `timm.create_model('local-dir:FOLDER')`."""
+    import shutil
+
+    from sandglass.errors import did_you_mean
+    from sandglass.runs import RunFolder
+
+    _, runs = _read(params, study)
+    ours = {r.name: r for r in runs if r.stage in ("pretrain", "finetune")}
+    if run not in ours:
+        raise Problem("C-130", Exit.CONFIG, f"no run '{run}' with a model in this study", fix=did_you_mean(run, ours))
+    folder = RunFolder(root, ours[run])
+    if not folder.done(deep=True):
+        raise Problem("R-111", Exit.MISSING, f"{ours[run].key} is not done, or not whole", fix=f"sandglass {ours[run].stage} {run}")
+    if to.exists():
+        raise Problem("R-112", Exit.CANNOT_WRITE, f"{to} is there already", fix="name a new folder", kept="nothing changed")
+    draft = to.with_name(f".{to.name}.tmp")
+    draft.mkdir(parents=True)
+    for name in ("model.safetensors", "config.json", "run.json"):
+        shutil.copy2(folder.results / name, draft / name)
+    draft.rename(to)
+    print(f"timm.create_model('local-dir:{to}')")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="objectives, backbones, views, datasets, auxiliary, probes or attacks")],
+    as_json: AsJson = False,
+) -> None:
+    """What there is to choose from."""
+    from sandglass.backbones import BACKBONES
+    from sandglass.config import registers
+    from sandglass.errors import did_you_mean
+
+    shelves = {**registers(), "backbones": BACKBONES}
+    if what == "datasets":
+        from sandglass.data.catalog import about
+
+        rows = about()
+    elif what in shelves:
+        rows = [shelves[what].about(name) for name in shelves[what]]
+    else:
+        raise Problem("C-131", Exit.USAGE, f"cannot list '{what}'", fix=did_you_mean(what, [*shelves, "datasets"]))
+    if as_json:
+        print(json.dumps(rows, indent=1, default=sorted))
+        return
+    for row in rows:
+        print(f"{row['name']:<22} {row['about']}")
+    if what == "backbones":
+        print("and every timm model by its name")
+
+
+def main() -> NoReturn:
+    """Entry point: every failure is one screen and an exit code."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        code = app(standalone_mode=False)
+    except Problem as problem:
+        _fail(problem, debug)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        _fail(_from_os(error), debug)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # the parser's own errors
+            print(f"usage: {error.format_message()}\n  fix    sandglass --help", file=sys.stderr)
+            sys.exit(Exit.USAGE)
+        file = Path("sandglass-crash.txt")
+        with contextlib.suppress(OSError):
+            file.write_text(traceback.format_exc())
+        text = "our fault; please report it with that file"
+        _fail(Problem("T-199", Exit.INTERNAL, f"{type(error).__name__}: {error}", where=str(file), fix=text), debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(problem: Problem, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(problem.screen(), file=sys.stderr)
+    sys.exit(int(problem.exit))
+
+
+def _from_os(error: OSError) -> Problem:
+    full = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "the disk is read-only"}
+    kept = "finished runs and the last checkpoint"
+    if error.errno in (*full, errno.EACCES, errno.EPERM):
+        why = full.get(error.errno or 0, error.strerror or "")
+        return Problem("R-120", Exit.CANNOT_WRITE, "cannot write", where=str(error.filename or ""), why=why, kept=kept)
+    return Problem("R-121", Exit.IO, "cannot read or write", where=str(error.filename or ""), why=str(error), kept=kept)
+
+
+if __name__ == "__main__":
+    main()

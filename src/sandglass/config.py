@@ -1,0 +1,431 @@
+"""params.yaml -> frozen, strict settings. Every mistake is reported with its line and the nearest right word.
+
+YAML is read by the rules a person expects: `1e-4` is a number, only `true` and `false` are booleans, and what YAML 1.1
+would turn into something else without a word (`NO`, `010`, `12:30:45`, a date, a repeated key, an alias) is an error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sandglass.errors import Exit, Problem, did_you_mean
+from sandglass.registry import Register, default
+
+Path_ = tuple[str | int, ...]
+Lines = dict[Path_, int]
+
+# --------------------------------------------------------------------------------------------- settings
+
+
+class Strict(BaseModel):
+    """No unknown keys, no silent conversions, no changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$")]
+
+
+class OwnSet(Strict):
+    """A data set of the user's own."""
+
+    format: Literal["folder", "cifar10", "cifar100", "stl10", "imagenette", "nabirds"]
+    source: str  # a folder or an archive: path or URL
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    licence: str = "not stated"
+
+
+class Data(Strict):
+    """Where data comes from and how it is packed."""
+
+    root: str = "data"  # archives are kept in <root>/raw
+    mirror: str | None = None  # folder or URL searched before the official address
+    store_size: Annotated[int, Field(ge=8, le=2048)] | None = None  # px of the shorter side; null: as it comes
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of the training split, cut by recorded indices
+    on_bad_image: Literal["error", "skip"] = "error"
+    sets: dict[Name, OwnSet] = {}
+
+
+class OwnBackbone(BaseModel):
+    """A timm model with arguments, under a name of the user's."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    model: Name
+
+
+class Optimisation(Strict):
+    """What pretraining and finetuning share."""
+
+    epochs: Annotated[int, Field(ge=1)] = 100
+    batch_size: Annotated[int, Field(ge=2)] = 256  # images
+    optimizer: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
+    lr_per_256: Annotated[float, Field(gt=0)] = 5e-4  # peak; times batch_size / 256
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd and lars
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05  # never on norms, biases, positions, tokens
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 10.0
+    clip_norm: Annotated[float, Field(ge=0)] = 3.0  # 0: off
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU that has it
+    backbone: Name | None = None  # null: the study's
+
+
+class Pretrain(Optimisation):
+    """Self-supervised (or supervised) pretraining."""
+
+    objective: str = "byol"
+    views: str = "default"  # default: the recipe the objective names
+
+
+class Finetune(Optimisation):
+    """Supervised training, from scratch or from pretrained weights, with auxiliary tasks."""
+
+    epochs: Annotated[int, Field(ge=1)] = 100
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    lr_per_256: Annotated[float, Field(gt=0)] = 5e-4
+    warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
+    init: Literal["scratch", "pretrained", "stem-frozen", "stem-tuned", "stem-random"] = "scratch"
+    auxiliary: str = "none"  # names joined by '+'
+    labels: Fraction = 1.0  # of the training labels; nested, stratified
+    views: str = "crop_flip"
+    stem_lr_scale: Annotated[float, Field(gt=0, le=1)] = 0.1  # of the learning rate, for stem-tuned
+
+
+class Probe(Strict):
+    """Frozen judgements of features."""
+
+    probe: str = "linear"
+    init: Literal["pretrained", "random"] = "pretrained"
+
+
+class Attack(Strict):
+    """Perturbations of test images, on finetuned models."""
+
+    attack: str = "fgsm"
+    images: Annotated[int, Field(ge=1)] | None = None  # the first n of the test split; null: all
+
+
+class Engine(Strict):
+    """Values that do not change a result, and so are not part of a run's name."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0  # at most this is lost; also after every epoch
+    log_every_steps: Annotated[int, Field(ge=1)] = 10
+    deadline_minutes: Annotated[float, Field(gt=0)] | None = None  # stop, save and exit 75 before this
+
+
+class Report(Strict):
+    title: str = "Sandglass report"
+
+
+STAGE_MODELS: dict[str, type[Strict]] = {
+    "pretrain": Pretrain,
+    "probe": Probe,
+    "finetune": Finetune,
+    "attack": Attack,
+}
+
+
+class Study(Strict):
+    """A named grid of runs. Stage sections and idea sections hold values or lists of values to sweep."""
+
+    about: str = ""
+    published: str | None = None  # the published table it answers
+    data: str | list[str]
+    size: int | list[int]  # px
+    backbone: str | list[str]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    pretrain: dict[str, Any] | None = None
+    probe: dict[str, Any] | None = None
+    finetune: dict[str, Any] | None = None
+    attack: dict[str, Any] | None = None
+    views: dict[str, dict[str, Any]] = {}
+    objectives: dict[str, dict[str, Any]] = {}
+    auxiliary: dict[str, dict[str, Any]] = {}
+    probes: dict[str, dict[str, Any]] = {}
+    attacks: dict[str, dict[str, Any]] = {}
+    exclude: list[dict[str, Any]] = []
+
+
+class Params(Strict):
+    """The whole of params.yaml."""
+
+    study: str
+    data: Data = Data()
+    engine: Engine = Engine()
+    report: Report = Report()
+    backbones: dict[Name, OwnBackbone] = {}
+    pretrain: Pretrain = Pretrain()
+    probe: Probe = Probe()
+    finetune: Finetune = Finetune()
+    attack: Attack = Attack()
+    views: dict[str, dict[str, Any]] = {}
+    objectives: dict[str, dict[str, Any]] = {}
+    auxiliary: dict[str, dict[str, Any]] = {}
+    probes: dict[str, dict[str, Any]] = {}
+    attacks: dict[str, dict[str, Any]] = {}
+    studies: dict[Name, Study]
+
+
+def registers() -> dict[str, Register]:
+    """The idea sections of params.yaml and the register each one configures. Imports no torch."""
+    from sandglass.auxiliary import AUXILIARY
+    from sandglass.evaluate import ATTACKS, PROBES
+    from sandglass.objectives import OBJECTIVES
+    from sandglass.views import RECIPES
+
+    return {"views": RECIPES, "objectives": OBJECTIVES, "auxiliary": AUXILIARY, "probes": PROBES, "attacks": ATTACKS}
+
+
+# --------------------------------------------------------------------------------------------- reading
+
+
+def load(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises Problem: C-101 (66) no such file; C-1xx (78) anything wrong in it, all mistakes on one screen with lines.
+    """
+    if not path.is_file():
+        raise Problem("C-101", Exit.MISSING, f"no {path}", fix="run from the repository's root, or give --params FILE")
+    if path.stat().st_size > 1_000_000:
+        raise Problem("C-102", Exit.CONFIG, f"{path} is larger than 1 MB", why="a settings file this long is a mistake")
+    tree, lines = parse(path.read_text(encoding="utf-8"), str(path))
+    found = _model_problems(Params, tree, (), str(path), lines)
+    if not found:
+        found = [*_study_problems(tree, str(path), lines)]
+    if found:
+        more = f"\n(+{len(found) - 6} more)" if len(found) > 6 else ""
+        raise Problem(
+            "C-110", Exit.CONFIG, f"{len(found)} mistake{'s' * (len(found) > 1)} in {path}", where="\n".join(found[:6]) + more
+        )
+    return Params.model_validate(tree)
+
+
+def resolve(register: Register, name: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Every declared setting of one idea: its defaults, then a preset, then the overrides.
+
+    Raises Problem C-111 (78) for an unknown setting, a wrong type, or a value out of range.
+    """
+    declared = register.declared(name)
+    values = {key: default(row) for key, row in declared.items()}
+    overrides = dict(overrides)
+    preset = overrides.pop("preset", None)
+    if preset is not None:
+        presets = register.presets(name)
+        if preset not in presets:
+            raise Problem("C-111", Exit.CONFIG, f"{register.kind} {name} has no preset '{preset}'", fix=did_you_mean(preset, presets))
+        values |= presets[preset]
+    for key, value in overrides.items():
+        if key not in declared:
+            raise Problem("C-111", Exit.CONFIG, f"unknown setting {name}.{key}", fix=did_you_mean(key, [*declared, "preset"]))
+        if wrong := _unfit(declared[key], value):
+            raise Problem("C-111", Exit.CONFIG, f"{name}.{key}: {value!r} {wrong}")
+        values[key] = float(value) if isinstance(default(declared[key]), float) else value
+    return values
+
+
+def natively_list(row: Any) -> bool:
+    """Whether a declared setting is itself a list, so that a list is one value and not a sweep."""
+    return isinstance(default(row), list)
+
+
+def _unfit(row: Any, value: Any) -> str:
+    """Why `value` cannot be this setting, or ''."""
+    first = default(row)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(first, bool):
+        return "" if isinstance(value, bool) else "is not true or false"
+    if isinstance(first, float):
+        if not number or not math.isfinite(value):
+            return "is not a number"
+    elif first is not None and not isinstance(value, type(first)):
+        return f"is not {'a whole number' if isinstance(first, int) else 'a list' if isinstance(first, list) else 'text'}"
+    if isinstance(row, tuple) and len(row) == 3 and number and not row[1] <= value <= row[2]:
+        return f"is outside {row[1]:g} .. {row[2]:g}"
+    if isinstance(row, tuple) and len(row) == 2 and value not in row[1]:
+        return f"is not one of {', '.join(map(str, sorted(row[1])))}"
+    if isinstance(first, list) and first and any(_unfit(first[0] * 1.0, item) for item in value):
+        return "holds something that is not a number"
+    return ""
+
+
+def _model_problems(model: type[BaseModel], tree: Any, at: Path_, file: str, lines: Lines) -> list[str]:
+    """Each mistake of `tree` against a model as 'file:line: text'."""
+    try:
+        model.model_validate(tree)
+    except ValidationError as error:
+        return [_tell(e, model, at, file, lines) for e in error.errors()]
+    return []
+
+
+def _tell(error: Any, model: type[BaseModel], at: Path_, file: str, lines: Lines) -> str:
+    loc = at + tuple(error["loc"])
+    while loc and loc not in lines:  # pydantic adds the branch of a union to the path
+        loc = loc[:-1]
+    name = ".".join(map(str, at + tuple(part for part in error["loc"] if not _union_branch(part)))) or "the file"
+    place = f"{file}:{lines.get(loc, 1)}: "
+    if error["type"] == "extra_forbidden":
+        return f"{place}unknown key {name}; {did_you_mean(error['loc'][-1], _fields(model, error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"{place}{name} is missing"
+    text = error["msg"].replace("Input should be", "should be").replace("String should", "should")
+    return f"{place}{name}: {error['input']!r} {text}"
+
+
+def _union_branch(part: Any) -> bool:
+    return isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "none"})
+
+
+def _fields(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """The keys allowed at a place inside a model."""
+    here: Any = model
+    for part in loc:
+        fields = getattr(here, "model_fields", {})
+        if part in fields:
+            here = fields[part].annotation
+        args = [a for a in getattr(here, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        here = args[-1] if args else here
+    return list(getattr(here, "model_fields", {}))
+
+
+def _study_problems(tree: Any, file: str, lines: Lines) -> list[str]:
+    """Mistakes that need to know about sweeps, registers and names."""
+    from sandglass.data.catalog import CATALOG
+
+    found: list[str] = []
+    shelves = registers()
+
+    def say(at: Path_, text: str) -> None:
+        while at and at not in lines:
+            at = at[:-1]
+        found.append(f"{file}:{lines.get(at, 1)}: {text}")
+
+    def ideas(section: str, given: dict[str, Any], at: Path_, sweeps: bool) -> None:
+        register = shelves[section]
+        for name, values in given.items():
+            if name not in register:
+                say((*at, name), f"unknown {register.kind} '{name}'; {did_you_mean(name, register)}")
+                continue
+            declared = register.declared(name)
+            for key, value in values.items():
+                sweep = sweeps and isinstance(value, list) and not natively_list(declared.get(key))
+                for item in value if sweep else [value]:
+                    try:
+                        resolve(register, name, {key: item})
+                    except Problem as problem:
+                        say((*at, name, key), problem.what + (f"; {problem.fix}" if problem.fix else ""))
+
+    for section in shelves:
+        ideas(section, tree.get(section, {}), (section,), sweeps=False)
+    if tree["study"] not in tree["studies"]:
+        say(("study",), f"unknown study '{tree['study']}'; {did_you_mean(tree['study'], tree['studies'])}")
+    sets = [*CATALOG, *(tree.get("data") or {}).get("sets", {})]
+    for name, study in tree["studies"].items():
+        here: Path_ = ("studies", name)
+        for key in _listed(study["data"]):
+            if key not in sets:
+                say((*here, "data"), f"unknown data set '{key}'; {did_you_mean(key, sets)}")
+        if len(set(study["seeds"])) < len(study["seeds"]):
+            say((*here, "seeds"), f"repeated seeds {study['seeds']}")
+        for stage, model in STAGE_MODELS.items():
+            for key, value in (study.get(stage) or {}).items():
+                for item in _listed(value):
+                    found.extend(_model_problems(model, {key: item}, (*here, stage), file, lines))
+        for section, key, none in (
+            ("objectives", ("pretrain", "objective"), ()),
+            ("views", ("pretrain", "views"), ("default",)),
+            ("views", ("finetune", "views"), ()),
+            ("auxiliary", ("finetune", "auxiliary"), ("none",)),
+            ("probes", ("probe", "probe"), ()),
+            ("attacks", ("attack", "attack"), ()),
+        ):
+            for value in _listed((study.get(key[0]) or {}).get(key[1], [])):
+                for word in str(value).split("+") if section == "auxiliary" else [value]:
+                    if word not in shelves[section] and word not in none:
+                        kind = shelves[section].kind
+                        say((*here, *key), f"unknown {kind} '{word}'; {did_you_mean(word, [*shelves[section], *none])}")
+        for section in shelves:
+            ideas(section, study.get(section, {}), (*here, section), sweeps=True)
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+# --------------------------------------------------------------------------------------------- YAML
+
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*)?(\.\d*)?([eE][-+]?\d+)?")
+_SURPRISES = {  # pattern of an unquoted word -> what YAML 1.1 would make of it
+    re.compile(r"(y|Y|yes|Yes|YES|n|N|no|No|NO|on|On|ON|off|Off|OFF)"): "true or false",
+    re.compile(r"[-+]?0\d+"): "an octal number",
+    re.compile(r"[-+]?\d+(:[0-5]?\d)+(\.\d*)?"): "a number in base 60",
+    re.compile(r"\d{4}-\d\d?-\d\d?.*"): "a date",
+    re.compile(r"[-+]?0[xXbBoO][0-9a-fA-F_]+"): "a number in another base",
+    re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"): "infinity or not-a-number",
+}
+
+
+def parse(text: str, file: str) -> tuple[Any, Lines]:
+    """YAML text -> plain Python values and the line of every value. Raises Problem C-103 (78)."""
+
+    def wrong(node: Any, what: str, fix: str = "") -> Problem:
+        mark = getattr(node, "start_mark", None) or node
+        return Problem("C-103", Exit.CONFIG, what, where=f"{file}:{mark.line + 1}:{mark.column + 1}", fix=fix)
+
+    lines: Lines = {}
+
+    def build(node: yaml.Node, at: Path_) -> Any:
+        lines[at] = node.start_mark.line + 1
+        if node.tag.startswith("tag:yaml.org,2002:python") or node.tag.startswith("!"):
+            raise wrong(node, f"tag {node.tag} is not allowed in settings")
+        if isinstance(node, yaml.MappingNode):
+            table: dict[str, Any] = {}
+            first: dict[str, int] = {}
+            for key_node, value_node in node.value:
+                key = build(key_node, (*at, "?"))
+                if not isinstance(key, str):
+                    raise wrong(key_node, f"key {key_node.value!r} is not text", fix=f'write "{key_node.value}"')
+                if key in table:
+                    raise wrong(key_node, f"key '{key}' twice", fix=f"it is already on line {first[key]}; keep one of them")
+                first[key] = key_node.start_mark.line + 1
+                table[key] = build(value_node, (*at, key))
+                lines[(*at, key)] = first[key]
+            return table
+        if isinstance(node, yaml.SequenceNode):
+            return [build(item, (*at, i)) for i, item in enumerate(node.value)]
+        word = node.value
+        if node.style in ("'", '"', "|", ">"):
+            return word
+        if word in ("", "null", "~"):
+            return None
+        if word in ("true", "false"):
+            return word == "true"
+        for pattern, reading in _SURPRISES.items():
+            if pattern.fullmatch(word):
+                raise wrong(node, f"{word!r} would be read as {reading}", fix=f'write "{word}" if text is meant')
+        if re.search(r"\d", word) and _NUMBER.fullmatch(word):
+            return int(word) if re.fullmatch(r"[-+]?\d[\d_]*", word) else float(word)
+        return word
+
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise wrong(event, "aliases (*name) are not allowed in settings", fix="write the value out")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        shown = text.splitlines()[line - 1].rstrip() if mark and mark.line < len(text.splitlines()) else ""
+        raise Problem(
+            "C-103", Exit.CONFIG, f"not valid YAML: {error.problem}", where=f"{file}:{line}: {shown}"
+        ) from None
+    if not isinstance(node, yaml.MappingNode):
+        raise Problem("C-103", Exit.CONFIG, f"{file} does not hold keys and values", where=f"{file}:1")
+    return build(node, ()), lines

@@ -1,0 +1,1 @@
+"""The thing that runs: the training loop and what it needs."""

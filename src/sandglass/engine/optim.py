@@ -1,0 +1,59 @@
+"""Optimisers and parameter groups. Weight decay never touches norms, biases, positions, tokens or tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+# Parameters of two or more axes that are still no weights of a linear map.
+_NEVER_DECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "relative_position", "rel_pos", "attention_biases")
+
+
+def parameter_groups(
+    modules: Iterable[nn.Module], weight_decay: float, scaled: dict[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups {params, weight_decay, lr_scale}.
+
+    No decay for parameters of at most one axis, `*.bias`, what the model itself names in `no_weight_decay()`, and
+    position tables and tokens. `scaled` maps a name prefix to a factor on the learning rate.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for module in modules:
+        own = _declared(module)
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            bare = parameter.ndim <= 1 or name.endswith(".bias") or name in own
+            decay = 0.0 if bare or any(word in name for word in _NEVER_DECAYED) else weight_decay
+            scale = next((factor for prefix, factor in (scaled or {}).items() if name.startswith(prefix)), 1.0)
+            groups.setdefault((decay, scale), []).append(parameter)
+    return [{"params": list_, "weight_decay": d, "lr_scale": s} for (d, s), list_ in groups.items()]
+
+
+def _declared(module: nn.Module) -> set[str]:
+    """Full names of the parameters that a module, or one inside it, declares free of decay (timm's convention)."""
+    names: set[str] = set()
+    for prefix, inner in module.named_modules():
+        declare = getattr(inner, "no_weight_decay", None)
+        if callable(declare):
+            names |= {f"{prefix}.{name}" if prefix else name for name in declare()}
+    return names
+
+
+def build(groups: list[dict[str, Any]], name: str, lr: float, momentum: float) -> torch.optim.Optimizer:
+    """The optimiser of a name. LARS is lightly's: trust ratio only where a group has weight decay."""
+    fused = all(p.is_cuda for group in groups for p in group["params"])
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=fused or None)
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=lr, fused=fused or None)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused or None)
+    from lightly.utils.lars import LARS
+
+    return LARS(groups, lr=lr, momentum=momentum)

@@ -1,0 +1,266 @@
+"""The loop. Plain PyTorch, one process, the same for pretraining and finetuning: one encoder forward per view serves the
+objective and every auxiliary task.
+
+All randomness is a function of (seed, epoch, step): a run that is killed and resumed takes the same steps, to the bit.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sandglass.auxiliary._base import Auxiliary
+from sandglass.backbones.grid import Encoder
+from sandglass.config import Engine
+from sandglass.data.loader import Batch, Split, epoch_order, step_generator
+from sandglass.engine import checkpoint, optim
+from sandglass.engine.progress import Progress
+from sandglass.engine.schedule import learning_rate_factor
+from sandglass.errors import Exit, Problem
+from sandglass.objectives._base import Objective
+from sandglass.views.recipes import make_views
+
+
+@dataclass
+class Task:
+    """Everything that decides what is learned."""
+
+    encoder: Encoder
+    objective: Objective
+    auxiliaries: dict[str, Auxiliary]
+    split: Split
+    index: Tensor  # rows of the split to learn from, (N,) int64
+    views: dict[str, dict[str, Any]]  # the recipe's name and its settings
+    size: int  # px
+    train: dict[str, Any]  # an Optimisation section
+    seed: int
+    frozen: list[nn.Module] = field(default_factory=list)  # kept in eval mode, without gradients
+    lr_scales: dict[str, float] = field(default_factory=dict)  # prefix of encoder.model's names -> factor
+    each_epoch: Callable[[int], dict[str, float]] | None = None  # numbers to log at the end of an epoch
+
+
+@dataclass
+class Outcome:
+    """What training cost."""
+
+    steps: int
+    images: int
+    seconds: float  # inside steps, over all attempts
+    attempts: int
+
+
+def device_of(name: str) -> torch.device:
+    """'auto' takes the GPU if there is one. Raises Problem T-101 (78) for cuda without one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise Problem("T-101", Exit.CONFIG, "engine.device is cuda, and no GPU is visible", fix="engine.device: auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = print) -> Outcome:
+    """Train from the newest checkpoint in `state`, or from the start, to the end.
+
+    Metrics go to state/metrics.jsonl, cut back on resume to what the checkpoint had seen.
+    Raises Problem: T-102 (78) no full batch; T-103 (76) non-finite loss; T-104 (76) collapse; T-105 (75) stopped early.
+    """
+    settings, device = task.train, next(task.encoder.parameters()).device
+    batch_size, epochs = settings["batch_size"], settings["epochs"]
+    steps_per_epoch = len(task.index) // batch_size
+    if steps_per_epoch == 0:
+        raise Problem(
+            "T-102",
+            Exit.CONFIG,
+            f"0 steps per epoch: batch_size {batch_size} is larger than the {len(task.index)} training images",
+            fix=f"batch_size: {len(task.index)} or less",
+        )
+    steps = steps_per_epoch * epochs
+    modules = nn.ModuleDict({"encoder": task.encoder, "objective": task.objective, "auxiliary": nn.ModuleDict(task.auxiliaries)})
+    lr = settings["lr_per_256"] * batch_size / 256
+    scales = {f"model.{prefix}": factor for prefix, factor in task.lr_scales.items()}
+    groups = optim.parameter_groups([task.encoder, *list(modules.children())[1:]], settings["weight_decay"], scales)
+    optimizer = optim.build(groups, settings["optimizer"], lr, settings["momentum"])
+    trained = [p for group in groups for p in group["params"]]
+    half = _half_precision(settings["precision"], device)
+
+    checkpoints, metrics = state / "checkpoints", _Metrics(state / "metrics.jsonl")
+    step, seconds, attempts = 0, 0.0, 1
+    if entry := checkpoint.newest(checkpoints):
+        saved = checkpoint.load(checkpoints, entry, device)
+        modules.load_state_dict(saved["modules"])
+        optimizer.load_state_dict(saved["optimizer"])
+        step, seconds, attempts = saved["step"], saved["seconds"], saved["attempts"] + 1
+        metrics.cut(entry["metrics_bytes"])
+        say(f"resumed at step {step} of {steps}")
+    else:
+        metrics.cut(0)
+
+    def save() -> None:
+        whole = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()}
+        whole |= {"step": step, "seconds": seconds, "attempts": attempts}
+        checkpoint.save(checkpoints, step, whole, metrics_bytes=metrics.flush())
+
+    unchecked: list[tuple[int, Tensor, Tensor]] = []  # step, loss, batch ids: looked at without stalling a GPU
+    ordered = -1  # the epoch that `order` belongs to
+    saved_at = began = time.monotonic()
+    with _stop_requests() as stop, Progress(f"seed {task.seed}", steps, say) as progress:
+        while step < steps:
+            epoch, within = divmod(step, steps_per_epoch)
+            if epoch != ordered:
+                order, ordered = task.index[epoch_order(len(task.index), task.seed, epoch)], epoch
+            tick = time.monotonic()
+            for group in optimizer.param_groups:
+                factor = learning_rate_factor(
+                    step, steps, settings["warmup_epochs"] * steps_per_epoch, settings["schedule"]
+                )
+                group["lr"] = lr * factor * group["lr_scale"]
+            batch = _batch(task, order[within * batch_size : (within + 1) * batch_size], epoch, within, device)
+            modules.train()
+            for module in task.frozen:
+                module.eval()
+            torch.manual_seed(int(torch.randint(2**62, (), generator=batch.generator)))  # drop-path and dropout
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+                features = [task.encoder(view) for view in batch.views]
+            with torch.autocast(device.type, enabled=False):
+                scalars = task.objective.loss(task.encoder, features, batch)
+                total = scalars["loss"]
+                for name, auxiliary in task.auxiliaries.items():
+                    extra = auxiliary.loss(features[0].grid.float(), batch)
+                    total = total + auxiliary.weight_at(step / steps) * extra["loss"]
+                    scalars |= {f"{name}/{key}": value for key, value in extra.items()}
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            if settings["clip_norm"]:
+                scalars["gradient_norm"] = nn.utils.clip_grad_norm_(trained, settings["clip_norm"])
+            optimizer.step()
+            step += 1
+            task.objective.after_step(task.encoder, step / steps)
+            seconds += time.monotonic() - tick
+            unchecked.append((step, total.detach(), batch.index))
+
+            ends_epoch = step % steps_per_epoch == 0
+            due = (time.monotonic() - saved_at) / 60 >= engine.checkpoint_minutes
+            ending = stop.is_set() or _past(engine.deadline_minutes, began)
+            if step % engine.log_every_steps == 0 or ends_epoch or due or ending or device.type == "cpu":
+                _refuse_non_finite(unchecked, state, optimizer)
+            if step % engine.log_every_steps == 0 or step in (1, steps):
+                values = {key: float(value.detach()) for key, value in scalars.items()} | {"total": float(total.detach())}
+                values |= {k: float(v) for k, v in task.objective.monitor(features, batch).items()}
+                metrics.write(step, step / steps_per_epoch, values | {"lr": lr * factor})
+                progress.show(step, values)
+            if ends_epoch and task.each_epoch and (found := task.each_epoch(epoch + 1)):
+                metrics.write(step, epoch + 1, found)
+            if ends_epoch:
+                _refuse_collapse(task, step)
+            if (ends_epoch and step < steps and time.monotonic() - saved_at > 1) or due or ending or step == steps:
+                save()
+                saved_at = time.monotonic()
+            if ending and step < steps:
+                raise Problem(
+                    "T-105", Exit.RESUMABLE, f"stopped at step {step} of {steps}; state saved", fix="run again to go on"
+                )
+    metrics.flush()
+    return Outcome(steps, steps * batch_size, seconds, attempts)
+
+
+def _batch(task: Task, rows: Tensor, epoch: int, step: int, device: torch.device) -> Batch:
+    images, sizes = task.split.take(rows)
+    (name, settings), *_ = task.views.items()
+    generator = step_generator(task.seed, epoch, step, "views")
+    views = make_views(name, settings, images.to(device), sizes, task.size, generator)
+    labels = torch.from_numpy(task.split.labels[rows.numpy()]).to(device)
+    return Batch(views, labels, rows, step_generator(task.seed, epoch, step, "loss"))
+
+
+def _half_precision(precision: str, device: torch.device) -> bool:
+    """bfloat16 autocast: when asked for, or by itself on a GPU that has it."""
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+
+
+def _past(deadline_minutes: float | None, began: float) -> bool:
+    return deadline_minutes is not None and (time.monotonic() - began) / 60 >= deadline_minutes
+
+
+def _refuse_non_finite(unchecked: list[tuple[int, Tensor, Tensor]], state: Path, optimizer: torch.optim.Optimizer) -> None:
+    finite = torch.stack([torch.isfinite(loss) for _, loss, _ in unchecked]).tolist()
+    if not all(finite):
+        step, loss, ids = unchecked[finite.index(False)]
+        raise Problem(
+            "T-103",
+            Exit.DIVERGED,
+            f"the loss is {float(loss)} at step {step}",
+            where=f"images {', '.join(map(str, ids.tolist()[:12]))}{' ...' if len(ids) > 12 else ''} of the split",
+            why=f"learning rate {optimizer.param_groups[0]['lr']:.3g}",
+            fix="a lower lr_per_256, a longer warmup_epochs, clip_norm, or precision: float32",
+            kept=f"the last good checkpoint in {state}",
+        )
+    unchecked.clear()
+
+
+def _refuse_collapse(task: Task, step: int) -> None:
+    for name, auxiliary in task.auxiliaries.items():
+        if auxiliary.collapsed():
+            raise Problem(
+                "T-104",
+                Exit.DIVERGED,
+                f"{name} collapsed the grid by step {step}",
+                why="its deviation over the batch fell below a tenth of what it was after the first epoch",
+                fix=f"auxiliary.{name}.preset: sound, or a smaller weight",
+            )
+
+
+class _Metrics:
+    """state/metrics.jsonl: one object a line, appended; cut back to a checkpoint on resume."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.file = path.open("a+b")
+
+    def cut(self, size: int) -> None:
+        self.file.truncate(size)
+        self.file.seek(0, 2)
+
+    def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        import json
+
+        row = {"step": step, "epoch": round(epoch, 4)} | {key: float(f"{value:.7g}") for key, value in values.items()}
+        self.file.write(json.dumps(row).encode() + b"\n")
+        self.file.flush()
+
+    def flush(self) -> int:
+        """Everything on disk; its size in bytes."""
+        import os
+
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """TERM, INT, USR1 and USR2 ask to save and stop after the step at hand; a third one ends at once."""
+    event, count = threading.Event(), [0]
+
+    def ask(number: int, frame: object) -> None:
+        count[0] += 1
+        event.set()
+        if count[0] >= 3:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,61 @@
+"""The contract of an objective: what the loop calls, and when.
+
+    features = [encoder(view) for view in batch.views]       one forward per view: batch-norm statistics are per view
+    objective.loss(encoder, features, batch)["loss"]         float32 scalar; other entries are detached scalars to log
+    objective.after_step(encoder, progress)                  after the optimiser: momentum targets, queues
+    objective.monitor(features, batch)                       at log steps only: is it collapsing?
+
+All its state, targets and queues too, is in state_dict, so that a resumed run is the same run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sandglass.backbones.grid import Encoder, Features
+from sandglass.data.loader import Batch
+
+
+class Objective(nn.Module):
+    """Built from the encoder it will teach (to copy its weights or read its width), its settings, and the class count."""
+
+    needs_labels = False
+
+    def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:
+        super().__init__()
+
+    def loss(self, encoder: Encoder, features: list[Features], batch: Batch) -> dict[str, Tensor]:
+        """features: one per view; batch.views: V tensors (B, 3, S, S) in [0, 1]; batch.labels: (B,)."""
+        raise TypeError(f"{type(self).__name__} has no loss")
+
+    def after_step(self, encoder: Encoder, progress: float) -> None:
+        """`progress`: optimiser steps done / steps in all, in (0, 1]."""
+
+    def monitor(self, features: list[Features], batch: Batch) -> dict[str, Tensor]:
+        """Collapse monitors of the pooled features (B, C) of the first view."""
+        return collapse(features[0].pooled)
+
+
+@torch.no_grad()
+def collapse(pooled: Tensor) -> dict[str, Tensor]:
+    """Is every image mapped to the same point? (B, C) -> scalars.
+
+    feature_std: mean over dimensions of the deviation over the batch of the unit features, times sqrt(C): 1 is healthy,
+    0 collapsed. effective_rank: exp of the entropy of the normalised singular values of the centred features
+    (Roy and Vetterli 2007); C at most, 1 when one direction is left. mean_cosine: over pairs of different images.
+    """
+    x = pooled.float()
+    unit = nn.functional.normalize(x, dim=1)
+    n, width = x.shape
+    singular = torch.linalg.svdvals(x - x.mean(0))
+    p = singular / singular.sum().clamp_min(1e-12)
+    entropy = -(p * p.clamp_min(1e-12).log()).sum()
+    cosine = (unit.sum(0).square().sum() - n) / max(1, n * (n - 1))
+    return {
+        "feature_std": unit.std(0).mean() * width**0.5,
+        "effective_rank": entropy.exp(),
+        "mean_cosine": cosine,
+    }

@@ -1,0 +1,28 @@
+"""What several objectives share: momentum copies and their schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+def still(module: nn.Module) -> nn.Module:
+    """Make a module a target: no gradients, and no noise of its own (drop-path and dropout rates 0). Returns it."""
+    for inner in module.modules():
+        for rate in ("drop_prob", "p"):
+            if isinstance(getattr(inner, rate, None), float):
+                setattr(inner, rate, 0.0)
+    return module.requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
+    """theta' <- momentum * theta' + (1 - momentum) * theta, parameters only, in one fused call."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1.0 - momentum)
+
+
+def cosine(progress: float, start: float, end: float) -> float:
+    """From `start` at progress 0 to `end` at 1 along half a cosine (the momentum of BYOL's target, arXiv 2006.07733)."""
+    return end - (end - start) * 0.5 * (1.0 + math.cos(math.pi * progress))

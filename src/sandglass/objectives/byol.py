@@ -1,0 +1,60 @@
+"""BYOL: predict, from one view, what a slowly moving copy of the network says of the other; no negatives.
+
+    L = [2 - 2 cos(q(g(f(v1))), sg g'(f'(v2)))] + [the same with v1 and v2 exchanged],  mean over the batch
+    target f', g':  theta' <- m theta' + (1 - m) theta  after each step,  m from `momentum` to 1 along a cosine
+
+Grill et al. 2020. The two directions are summed and the squared distance keeps its factor 2, as the authors' code does.
+Heads and cosine are lightly's; the target is detached here, since lightly's loss does not. The target starts as a
+copy, runs in train mode (batch statistics) without drop-path and dropout, and its running statistics are its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from lightly.loss import NegativeCosineSimilarity
+from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
+from torch import Tensor, nn
+
+from sandglass.backbones.grid import Encoder, Features
+from sandglass.data.loader import Batch
+from sandglass.objectives._base import Objective
+from sandglass.objectives._parts import cosine, follow, still
+
+PAPER = "arXiv 2006.07733"
+VIEWS = "baseline"
+SETTINGS = {
+    "hidden": (4096, 1, 65536),  # width inside projector and predictor
+    "out": (256, 1, 65536),  # width of the space in which views are compared
+    "momentum": (0.99, 0.0, 1.0),  # of the target at the start; 1 at the end
+}
+
+
+class BYOL(Objective):
+    """Bootstrap your own latent (Grill et al. 2020)."""
+
+    def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:
+        super().__init__(encoder, settings, classes)
+        hidden, out = settings["hidden"], settings["out"]
+        self.momentum = settings["momentum"]
+        self.projector = BYOLProjectionHead(encoder.width, hidden, out)
+        self.predictor = BYOLPredictionHead(out, hidden, out)
+        self.target = still(copy.deepcopy(encoder))
+        self.target_projector = still(copy.deepcopy(self.projector))
+        self.similarity = NegativeCosineSimilarity()
+
+    def loss(self, encoder: Encoder, features: list[Features], batch: Batch) -> dict[str, Tensor]:
+        predicted = [self.predictor(self.projector(f.pooled)).float() for f in features]
+        with torch.no_grad():
+            targets = [self.target_projector(self.target(view).pooled).float() for view in batch.views]
+        first = self.similarity(predicted[0], targets[1].detach())
+        second = self.similarity(predicted[1], targets[0].detach())
+        spread = nn.functional.normalize(targets[0], dim=1).std(0).mean() * targets[0].shape[1] ** 0.5
+        return {"loss": (2 + 2 * first) + (2 + 2 * second), "target_std": spread.detach()}
+
+    def after_step(self, encoder: Encoder, progress: float) -> None:
+        momentum = cosine(progress, self.momentum, 1.0)
+        follow(self.target, encoder, momentum)
+        follow(self.target_projector, self.projector, momentum)

@@ -1,0 +1,1 @@
+"""Run folders -> one table -> one page. Reads results only; computes nothing that a run should have computed."""

@@ -1,0 +1,368 @@
+"""What each stage of a run does, in order: read what it needs, compute, write its folder, result.json last."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sandglass.config import Params
+from sandglass.errors import Exit, Problem
+from sandglass.runs import RunFolder, read_json, write_atomic, write_json
+from sandglass.study import Run, plan
+
+Say = Callable[[str], None]
+
+
+def execute(run: Run, params: Params, study: str, root: Path, say: Say) -> None:
+    """Compute one run, unless it is done. Raises Problem R-110 (66) if something it needs is not."""
+    folder = RunFolder(root, run, study)
+    if folder.done():
+        say(f"{run.key}: done already")
+        return
+    if run.stage != "report":
+        for key in run.needs:
+            if not (root / "results" / key / "result.json").is_file():
+                raise Problem("R-110", Exit.MISSING, f"{run.key} needs {key}, which is not done", fix=f"sandglass {key.replace('/', ' ')}")
+    with folder.lease(), _recorded(folder):
+        _STAGES[run.stage](run, folder, params, say)
+    say(f"{run.key}: done")
+
+
+@contextlib.contextmanager
+def _recorded(folder: RunFolder) -> Any:
+    """Leave the reason of a failure in status.json: an exit code alone does not survive the scheduler."""
+    try:
+        yield
+    except Problem as problem:
+        write_json(folder.state / "status.json", {"exit": int(problem.exit), "id": problem.id, "text": problem.screen()})
+        raise
+
+
+def _data(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
+    from sandglass.data import catalog, download, pack
+
+    settings = run.settings
+    entry = catalog.resolve(settings["data"], params.data.sets)
+    source = download.fetch(entry, folder.root / params.data.root / "raw", mirror=params.data.mirror, say=say)
+    began = time.monotonic()
+    info = pack.pack(
+        entry,
+        source,
+        folder.results,
+        store_size=settings["store_size"],
+        val_fraction=settings["val_fraction"],
+        seed=0,  # the validation split is the same for every run
+        on_bad_image=settings["on_bad_image"],
+    )
+    folder.begin(source=str(source) if source else "embedded")
+    rows = [{"metric": "images", "value": n, "split": split} for split, n in info["counts"].items()]
+    folder.finish(rows, minutes=(time.monotonic() - began) / 60, fingerprint=info["fingerprint"])
+
+
+def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
+    from sandglass.data.loader import open_split
+    from sandglass.engine import train
+    from sandglass.objectives import OBJECTIVES
+
+    s = run.settings
+    (name, values), *_ = s["objective"].items()
+    kind = OBJECTIVES.get(name)
+    packed = _packed(folder, run)
+    split = open_split(packed, "train" if kind.needs_labels else "pretrain")
+    classes = len(split.info["classes"])
+    encoder = _encoder(folder, run, params, classes if kind.needs_labels else 0)
+    objective = kind(encoder, values, classes).to(_device(params))
+    import torch
+
+    task = train.Task(encoder, objective, {}, split, torch.arange(len(split)), s["views"], s["size"], s["train"], _seed(run))
+    _fit(run, folder, params, task, say)
+    encoder.model.reset_classifier(0)
+    _export(folder, encoder, s)
+    _finish_training(folder, [], task)
+
+
+def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
+    import numpy as np
+    import torch
+
+    from sandglass.auxiliary import AUXILIARY
+    from sandglass.data.loader import open_split
+    from sandglass.data.splits import label_fraction
+    from sandglass.engine import train
+    from sandglass.evaluate.features import classify
+    from sandglass.objectives import OBJECTIVES
+
+    s, seed, device = run.settings, _seed(run), _device(params)
+    packed = _packed(folder, run)
+    split = open_split(packed, "train")
+    classes = len(split.info["classes"])
+    encoder = _encoder(folder, run, params, classes)
+    frozen, scales = _initialise(encoder, run, folder, seed)
+    objective = OBJECTIVES.get("supervised")(encoder, {}, classes).to(device)
+    auxiliaries = {
+        name: AUXILIARY.get(name)(encoder.width, encoder.grid_shape, values).to(device)
+        for name, values in s["auxiliary"].items()
+    }
+    index = label_fraction(split.labels, s["labels"], seed=seed)
+    every = max(1, s["train"]["epochs"] // 10)
+
+    def validate(epoch: int) -> dict[str, float]:
+        if epoch % every and epoch != s["train"]["epochs"]:
+            return {}
+        rows = classify(encoder, packed, "val", s["size"], device)
+        return {f"val_{row['metric']}": row["value"] for row in rows if row["metric"] in ("top1", "cross_entropy")}
+
+    has_val = split.info["counts"].get("val", 0) > 0
+    task = train.Task(
+        encoder, objective, auxiliaries, split, torch.as_tensor(index), s["views"], s["size"], s["train"], seed,
+        frozen=frozen, lr_scales=scales, each_epoch=validate if has_val else None,
+    )  # fmt: skip
+    _fit(run, folder, params, task, say)
+    np.save(folder.results / "labelled.npy", np.asarray(index))
+    _export(folder, encoder, s)
+    _finish_training(folder, classify(encoder, packed, "test", s["size"], device), task)
+
+
+def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
+    from sandglass.evaluate import PROBES
+    from sandglass.evaluate.features import embed
+
+    s = run.settings
+    (name, values), *_ = s["probe"].items()
+    folder.begin(**_derived(params))
+    began = time.monotonic()
+    features = _features(run, folder, params)
+    numbers = PROBES.get(name)(features, values, _seed(run))
+    xy, labels = embed(features.test, features.test_labels)
+    _save_arrays(folder.results / "embedding.npz", xy=xy, labels=labels)
+    n = len(features.test_labels)
+    rows = [{"metric": key, "value": value, "split": "val" if key.startswith("val_") else "test", "n": n} for key, value in numbers.items()]
+    folder.finish(rows, minutes=(time.monotonic() - began) / 60)
+
+
+def _attack(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
+    from sandglass.evaluate import ATTACKS
+    from sandglass.evaluate.adversarial import under_attack
+
+    s = run.settings
+    (name, values), *_ = s["attack"].items()
+    packed = _packed(folder, run)
+    classes = len(read_json(packed / "info.json")["classes"])
+    encoder = _encoder(folder, run, params, classes)
+    _load_weights(encoder, folder.root / "results" / "finetune" / run.need("finetune") / "model.safetensors")
+    folder.begin(**_derived(params))
+    began = time.monotonic()
+    model, images, labels = under_attack(encoder, packed, s["size"], s["images"], _device(params))
+    rows, examples = ATTACKS.get(name)(model, images, labels, values, _seed(run))
+    _save_arrays(folder.results / "examples.npz", **examples)
+    folder.finish(rows, minutes=(time.monotonic() - began) / 60)
+
+
+def _report(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
+    from sandglass.report import page
+    from sandglass.runs import git_state, versions
+
+    name = run.columns["study"]
+    study = params.studies[name]
+    runs = [r for r in plan(params, name) if r.stage != "report"]
+    rows = [
+        {"stage": r.stage, "name": r.name, "seed": r.seed, "settings": r.settings, "needs": list(r.needs), "columns": r.columns}
+        | {"done": RunFolder(folder.root, r).done()}
+        for r in runs
+    ]
+    about = {"name": name, "about": study.about, "published": study.published, "seeds": list(study.seeds)}
+    provenance = {"git": git_state(folder.root), "versions": versions(), "made": time.strftime("%Y-%m-%d %H:%M %z")}
+    began = time.monotonic()
+    folder.begin()
+    made = page.write(folder.root, about | {"title": params.report.title}, rows, folder.results, provenance)
+    for old in folder.results.glob("result-*.json"):
+        old.unlink()  # this page replaces what it was made from before
+    folder.finish([], minutes=(time.monotonic() - began) / 60)
+    say(f"report: {made}")
+
+
+_STAGES = {"data": _data, "pretrain": _pretrain, "probe": _probe, "finetune": _finetune, "attack": _attack, "report": _report}
+
+# --------------------------------------------------------------------------------------------- parts
+
+
+def _seed(run: Run) -> int:
+    assert run.seed is not None
+    return run.seed
+
+
+def _device(params: Params) -> Any:
+    from sandglass.engine.train import device_of
+
+    return device_of(params.engine.device)
+
+
+def _derived(params: Params) -> dict[str, Any]:
+    import torch
+
+    device = _device(params)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": name, "threads": torch.get_num_threads()}
+
+
+def _packed(folder: RunFolder, run: Run) -> Path:
+    return folder.root / "results" / "data" / run.need("data")
+
+
+def _encoder(folder: RunFolder, run: Run, params: Params, classes: int) -> Any:
+    """The run's backbone with its own initial weights, behind the normalisation that packing measured."""
+    import torch
+
+    from sandglass.backbones.grid import build
+    from sandglass.data.loader import step_generator
+
+    info = read_json(_packed(folder, run) / "info.json")
+    generator = step_generator(_seed(run), 0, 0, "weights")
+    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    s = run.settings
+    return build(s["backbone"], s["size"], classes, info["mean"], info["std"], s["arguments"]).to(_device(params))
+
+
+def _initialise(encoder: Any, run: Run, folder: RunFolder, seed: int) -> tuple[list[Any], dict[str, float]]:
+    """Weights before finetuning. Returns the modules to keep frozen and the learning-rate factors by name prefix."""
+    from safetensors.torch import load_file
+
+    from sandglass.backbones.hourglass import load_stem
+
+    init = run.settings["init"]
+    if init == "scratch":
+        return [], {}
+    if init == "pretrained":
+        _load_weights(encoder, folder.root / "results" / "pretrain" / run.need("pretrain") / "model.safetensors")
+        return [], {}
+    if init != "stem-random":
+        load_stem(encoder.model, load_file(folder.root / "results" / "pretrain" / run.need("pretrain") / "model.safetensors"))
+    if init == "stem-tuned":
+        return [], {"stem.": run.settings["train"]["stem_lr_scale"]}
+    encoder.model.stem.requires_grad_(False)
+    return [encoder.model.stem], {}
+
+
+def _load_weights(encoder: Any, file: Path) -> None:
+    """Load every weight of a file; only the classifier may be absent from it. Raises Problem B-350 (65)."""
+    from safetensors.torch import load_file
+
+    weights, own = load_file(file), encoder.model.state_dict()
+    head = {id(p) for p in encoder.model.get_classifier().parameters()}
+    optional = {name for name, p in encoder.model.named_parameters() if id(p) in head}
+    wrong = [f"{name} is missing" for name in own if name not in weights and name not in optional]
+    wrong += [f"{name} is not in the model" for name in weights if name not in own]
+    wrong += [f"{k}: {tuple(w.shape)}, the model has {tuple(own[k].shape)}" for k, w in weights.items() if k in own and w.shape != own[k].shape]
+    if wrong:
+        raise Problem("B-350", Exit.CONTENT, f"{len(wrong)} weights do not fit", where=str(file), why="\n".join(wrong[:5]))
+    encoder.model.load_state_dict(weights, strict=False)
+
+
+def _fit(run: Run, folder: RunFolder, params: Params, task: Any, say: Say) -> None:
+    """Train, keep the curves and a sheet of the views, and remember the cost on the task."""
+    from sandglass.engine.train import train
+
+    steps_per_epoch = len(task.index) // task.train["batch_size"]
+    trained = sum(p.numel() for p in task.encoder.parameters() if p.requires_grad)
+    folder.begin(
+        **_derived(params),
+        images=len(task.index),
+        steps_per_epoch=steps_per_epoch,
+        steps=steps_per_epoch * task.train["epochs"],
+        peak_lr=task.train["lr_per_256"] * task.train["batch_size"] / 256,
+        parameters=trained,
+        grid=[task.encoder.width, *task.encoder.grid_shape],
+        data_fingerprint=task.split.info["fingerprint"],
+    )
+    task.outcome = train(task, folder.state, params.engine, say)
+    write_atomic(folder.results / "metrics.jsonl", (folder.state / "metrics.jsonl").read_bytes())
+    _view_sheet(folder.results / "views.npz", task)
+
+
+def _view_sheet(path: Path, task: Any) -> None:
+    """Eight training images and what the recipe makes of them, for people to look at."""
+    from sandglass.data.loader import step_generator
+    from sandglass.views.recipes import evaluation_view, make_views
+
+    images, sizes = task.split.take(task.index[:8])
+    (name, settings), *_ = task.views.items()
+    views = make_views(name, settings, images, sizes, task.size, step_generator(task.seed, 0, 0, "sheet"))
+    sheets = {f"view{i}": view for i, view in enumerate(views)}
+    sheets["original"] = evaluation_view(images, sizes, task.size)
+    _save_arrays(path, **{key: (value * 255).round().byte().cpu().numpy() for key, value in sheets.items()})
+
+
+def _export(folder: RunFolder, encoder: Any, settings: dict[str, Any]) -> None:
+    """model.safetensors and the config.json with which `timm.create_model('local-dir:FOLDER')` loads it."""
+    from safetensors.torch import save
+
+    model = encoder.model
+    config = {
+        "architecture": settings["backbone"],
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "model_args": encoder.arguments,
+        "pretrained_cfg": {
+            "input_size": [3, settings["size"], settings["size"]],
+            "mean": encoder.mean.flatten().tolist(),
+            "std": encoder.std.flatten().tolist(),
+            "num_classes": model.num_classes,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+        },
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomic(folder.results / "model.safetensors", save(weights))
+    write_json(folder.results / "config.json", config)
+
+
+def _finish_training(folder: RunFolder, rows: list[dict[str, Any]], task: Any) -> None:
+    """The last logged monitors, the cost, and the result."""
+    lines = (folder.results / "metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    last = next(row for row in reversed(logged) if "loss" in row)
+    outcome = task.outcome
+    cost = {
+        "minutes": outcome.seconds / 60,
+        "images_per_second": outcome.images / max(outcome.seconds, 1e-9),
+        "peak_memory_gib": _peak_memory_gib(),
+    }
+    final = {f"final_{key}": value for key, value in last.items() if key not in ("step", "epoch", "lr")}
+    rows = rows + [{"metric": key, "value": value, "split": "train"} for key, value in (cost | final).items()]
+    folder.finish(rows, steps=outcome.steps, attempts=outcome.attempts, **cost)
+
+
+def _peak_memory_gib() -> float:
+    """On a GPU the peak of allocated tensors, else the peak resident size of this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _features(run: Run, folder: RunFolder, params: Params) -> Any:
+    """Frozen features of a run's encoder; computed once and shared by all its probes."""
+    from sandglass.evaluate.features import feature_set
+
+    encoder = _encoder(folder, run, params, 0)
+    if run.settings["init"] == "pretrained":
+        _load_weights(encoder, folder.root / "results" / "pretrain" / run.need("pretrain") / "model.safetensors")
+    return feature_set(encoder, _packed(folder, run), run.settings["size"], _device(params))
+
+
+def _save_arrays(path: Path, **arrays: Any) -> None:
+    import io
+
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())

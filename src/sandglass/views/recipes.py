@@ -1,0 +1,214 @@
+"""How the views of a batch are made: one pipeline, one row of settings per recipe.
+
+Order: random resized crop, flips, quarter turn, colour jitter, grey, blur, solarize, then local rotation and region
+confusion (after blur, which would hide their seams). Every view of every image has its own draws, from one CPU
+generator: the same state gives the same bits. What a recipe's row does not name is off.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from sandglass.registry import default
+from sandglass.views import ops
+
+ABOUT = {
+    "plain": "The image as evaluation sees it: shorter side resized, centre cropped, nothing random.",
+    "crop_flip": "Random resized crop and horizontal flip, for finetuning and augmented probes.",
+    "baseline": "Crop, flip, moderate colour jitter, grey and blur: the shared policy of all objectives.",
+    "simclr": "SimCLR's full-strength colour distortion (arXiv 2002.05709, appendix A, s = 1).",
+}
+
+SETTINGS = {
+    "plain": {"count": (1, 1, 8)},
+    "crop_flip": {
+        "count": (1, 1, 8),
+        "crop_scale_min": (0.08, 0.01, 1.0),  # fractions of the image's area
+        "crop_scale_max": (1.0, 0.01, 1.0),
+        "hflip": (0.5, 0.0, 1.0),  # probabilities
+        "vflip": (0.0, 0.0, 1.0),
+        "interpolation": ("bilinear", {"bilinear", "bicubic"}),
+    },
+    "baseline": {
+        "count": (2, 1, 8),
+        "crop_scale_min": (0.08, 0.01, 1.0),
+        "crop_scale_max": (1.0, 0.01, 1.0),
+        "hflip": (0.5, 0.0, 1.0),
+        "vflip": (0.0, 0.0, 1.0),
+        "quarter_turn": (0.0, 0.0, 1.0),
+        "jitter": (0.8, 0.0, 1.0),
+        "brightness": (0.4, 0.0, 1.0),  # half-widths around 1
+        "contrast": (0.4, 0.0, 1.0),
+        "saturation": (0.4, 0.0, 1.0),
+        "hue": (0.1, 0.0, 0.5),  # in turns
+        "grey": (0.2, 0.0, 1.0),
+        "blur": (0.5, 0.0, 1.0),
+        "blur_sigma_min": (0.1, 0.01, 10.0),  # pixels; see blur_sigmas
+        "blur_sigma_max": (2.0, 0.01, 10.0),
+        "solarize": (0.0, 0.0, 1.0),
+        "interpolation": ("bilinear", {"bilinear", "bicubic"}),
+    },
+    "simclr": {
+        "count": (2, 1, 8),
+        "crop_scale_min": (0.08, 0.01, 1.0),
+        "crop_scale_max": (1.0, 0.01, 1.0),
+        "hflip": (0.5, 0.0, 1.0),
+        "vflip": (0.0, 0.0, 1.0),
+        "quarter_turn": (0.0, 0.0, 1.0),
+        "jitter": (0.8, 0.0, 1.0),
+        "brightness": (0.8, 0.0, 1.0),
+        "contrast": (0.8, 0.0, 1.0),
+        "saturation": (0.8, 0.0, 1.0),
+        "hue": (0.2, 0.0, 0.5),
+        "grey": (0.2, 0.0, 1.0),
+        "blur": (0.5, 0.0, 1.0),
+        "blur_sigma_min": (0.1, 0.01, 10.0),
+        "blur_sigma_max": (2.0, 0.01, 10.0),
+        "solarize": (0.0, 0.0, 1.0),
+        "interpolation": ("bilinear", {"bilinear", "bicubic"}),
+    },
+}
+
+OFF = {
+    "count": 1,
+    "crop_scale_min": 0.0,
+    "crop_scale_max": 0.0,  # 0: no random crop, the image as evaluation sees it
+    "interpolation": "bilinear",
+    **dict.fromkeys(("hflip", "vflip", "quarter_turn", "jitter", "brightness", "contrast", "saturation", "hue"), 0.0),
+    **dict.fromkeys(("grey", "blur", "solarize", "local_rotation", "region_confusion"), 0.0),
+    "blur_sigma_min": 0.1,
+    "blur_sigma_max": 2.0,
+    "small_count": 0,  # multi-crop: further views of their own size and crop
+    "small_size": 0.5,  # fraction of the size
+    "small_scale_min": 0.05,
+    "small_scale_max": 0.14,
+}
+
+SLICE = 2**20  # pixel values worked on at once on a CPU: what its caches hold; the draws do not depend on it
+
+
+def blur_sigmas(settings: dict[str, Any], size: int) -> tuple[float, float] | None:
+    """The range of sigma in pixels, stated for 224. Small images: off below 64, scaled down below 128, not under 0.5."""
+    low, high = settings["blur_sigma_min"], settings["blur_sigma_max"]
+    if settings["blur"] == 0 or size < 64:
+        return None
+    if size < 128:
+        high = max(0.5, high * size / 224)
+    return low, high
+
+
+def confusion_cells(size: int) -> int:
+    """Cells a side of region confusion: one per stride of 32, as a backbone's grid has them, but 4 at least, 7 at most."""
+    return min(max(size // 32, 4), 7)
+
+
+def make_views(
+    name: str, settings: dict[str, Any], images: Tensor, sizes: Tensor, size: int, generator: Generator
+) -> list[Tensor]:
+    """The views of a batch: `settings["count"]` tensors (B, 3, size, size) float32 in [0, 1] on the images' device.
+
+    images: uint8 (B, 3, H, W), each in the top left of its canvas; sizes: (B, 2) int64 true heights and widths, and
+    generator: both on the CPU. Settings that are not given are the recipe's own.
+    """
+    chosen = OFF | {key: default(row) for key, row in SETTINGS[name].items()} | settings
+    sigmas = blur_sigmas(chosen, size)
+    scale = chosen["crop_scale_min"], chosen["crop_scale_max"]
+    views = _views(chosen, images, sizes, size, chosen["count"], scale, sigmas, generator)
+    if chosen["small_count"]:
+        small, scale = round(size * chosen["small_size"]), (chosen["small_scale_min"], chosen["small_scale_max"])
+        views += _views(chosen, images, sizes, small, chosen["small_count"], scale, sigmas, generator)
+    return views
+
+
+def evaluation_view(images: Tensor, sizes: Tensor, size: int) -> Tensor:
+    """uint8 (B, 3, H, W), sizes (B, 2) -> (B, 3, size, size) float32 in [0, 1]: shorter side resized, centre cropped."""
+    if images.shape[2:] == (size, size) and bool((sizes == size).all()):
+        return images.float().div_(255)
+    return ops.resample(images, *ops.centre_spans(sizes, size), size).div_(255)
+
+
+def _views(
+    settings: dict[str, Any],
+    images: Tensor,
+    sizes: Tensor,
+    size: int,
+    count: int,
+    scale: tuple[float, float],
+    sigmas: tuple[float, float] | None,
+    generator: Generator,
+) -> list[Tensor]:
+    """All `count` views in one pass: the batch is repeated, and every copy of an image draws for itself."""
+    source = torch.arange(len(images)).repeat(count)
+    draws = _draw(settings, sizes[source], size, scale, sigmas, generator)
+    views = torch.empty(len(source), 3, size, size, device=images.device)
+    share = max(1, SLICE // (3 * size * size)) if images.device.type == "cpu" else len(source)
+    for start in range(0, len(source), share):
+        part = slice(start, start + share)
+        pixels = images.index_select(0, source[part].to(images.device))
+        _apply({key: value[part] for key, value in draws.items()}, settings, sigmas, pixels, views[part])
+    return list(views.view(count, len(images), 3, size, size).unbind(0))
+
+
+def _draw(
+    settings: dict[str, Any],
+    sizes: Tensor,
+    size: int,
+    scale: tuple[float, float],
+    sigmas: tuple[float, float] | None,
+    generator: Generator,
+) -> dict[str, Tensor]:
+    """Everything random of n views, each entry with n rows, in the order of the pipeline."""
+    n = len(sizes)
+
+    def gate(key: str) -> Tensor:
+        return ops.draw_gate(n, settings[key], generator)
+
+    draws: dict[str, Tensor] = {}
+    if scale[1] > 0:
+        top, left, height, width = ops.draw_crop(sizes, scale, generator).unbind(1)
+        draws["columns"] = ops.span(left, width, mirrored=gate("hflip"))
+        draws["rows"] = ops.span(top, height, mirrored=gate("vflip"))
+    else:
+        draws["rows"], draws["columns"] = ops.centre_spans(sizes, size)
+    draws["quarter_turn"] = gate("quarter_turn")
+    strengths = [settings[key] for key in ("brightness", "contrast", "saturation", "hue")]
+    draws["order"], draws["factors"] = ops.draw_jitter(n, settings["jitter"], strengths, generator)
+    draws["grey"] = gate("grey")
+    if sigmas:
+        draws["blur"], draws["sigma"] = gate("blur"), ops.draw_uniform(n, *sigmas, generator)
+    draws["solarize"] = gate("solarize")
+    if settings["local_rotation"]:
+        draws["local_rotation"], draws["patch"] = gate("local_rotation"), ops.draw_patch(n, size, size, generator)
+    if settings["region_confusion"]:
+        draws["region_confusion"] = gate("region_confusion")
+        draws["cells"] = ops.draw_confusion(n, confusion_cells(size), generator)
+    return draws
+
+
+def _apply(
+    draws: dict[str, Tensor],
+    settings: dict[str, Any],
+    sigmas: tuple[float, float] | None,
+    pixels: Tensor,
+    views: Tensor,
+) -> None:
+    """Fill `views` from `pixels`, in the order that the top of this file gives."""
+    crop = ops.resample(pixels, draws["rows"], draws["columns"], views.shape[-1], settings["interpolation"])
+    torch.div(crop, 255, out=views)
+    if settings["interpolation"] == "bicubic":  # it overshoots
+        views.clamp_(0, 1)
+    ops.only(views, draws["quarter_turn"], ops.quarter_turn)
+    ops.colour_jitter(views, draws["order"], draws["factors"])
+    ops.only(views, draws["grey"], ops.grey)
+    if sigmas:
+        reach = math.ceil(3 * sigmas[1])
+        ops.only(views, draws["blur"], lambda chosen, sigma: ops.gaussian_blur(chosen, sigma, reach), draws["sigma"])
+    ops.only(views, draws["solarize"], ops.solarize)
+    if settings["local_rotation"]:
+        ops.only(views, draws["local_rotation"], ops.local_rotation, draws["patch"])
+    if settings["region_confusion"]:
+        ops.only(views, draws["region_confusion"], ops.region_confusion, draws["cells"])

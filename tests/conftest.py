@@ -1,0 +1,26 @@
+"""What every tier of the suite shares."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The root of the repository."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images in their original archive formats; not part of the repository (see CONTRIBUTING.md)."""
+    folder = Path(os.environ.get("SANDGLASS_SHARED", REPO / ".." / "shared")).resolve() / "data"
+    if not folder.is_dir():
+        message = f"the real archives are not at {folder}: set SANDGLASS_SHARED to the folder that holds data/"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
