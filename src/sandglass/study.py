@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ class _Planner:
     def report(self, runs: list[Run]) -> Run:
         needs = tuple(run.key for run in runs)
         settings = {"title": self.params.report.title, "about": self.study.about, "published": self.study.published}
+        settings["pages"] = _report_sources()  # an edited template makes a new page
         name = _name((self.name,), None, _digest("report", settings, None, needs))
         return Run("report", name, None, settings, needs, {"study": self.name})
 
@@ -228,6 +230,14 @@ def _matches(run: Run, row: dict[str, Any]) -> bool:
     """Whether a row of `exclude` names this run: every key it gives agrees."""
     facts = {"stage": run.stage, "seed": run.seed, **run.columns}
     return all(key in facts and facts[key] in _listed(value) for key, value in row.items())
+
+
+@lru_cache(maxsize=1)
+def _report_sources() -> str:
+    """A hash of the package's own report code and templates."""
+    folder = Path(__file__).parent / "report"
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".py", ".j2", ".css"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _literal_views(row: str) -> str:

@@ -6,21 +6,31 @@ encoder serves them all. Its parameters are trained with the encoder's and dropp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from sandglass.data.loader import Batch
+from sandglass.data.loader import Batch
+from sandglass.errors import Exit, Problem
 
 WARMUP = 20 / 300  # share of a run, `warmup_decay`: 20 of 300 epochs in the code that Liu et al. (2021) released
 
 
 class Auxiliary(nn.Module):
-    """An auxiliary task for grids (B,C,h,w) with C = `channels` and (h,w) = `grid_shape`."""
+    """An auxiliary task for grids (B,C,h,w) with C = `channels` and (h,w) = `grid_shape`.
+
+    Raises Problem T-150 for a grid of one cell, in which there is nothing to locate and nothing to hide.
+    """
 
     def __init__(self, channels: int, grid_shape: tuple[int, int], settings: dict[str, Any]) -> None:
         super().__init__()
+        if grid_shape[0] * grid_shape[1] == 1:
+            raise Problem(
+                "T-150",
+                Exit.CONFIG,
+                f"{type(self).__name__} needs a grid of several cells, and the backbone's last map is 1x1",
+                fix="a larger size, or a backbone with a smaller stride",
+            )
         self.channels, self.grid_shape, self.settings = channels, grid_shape, settings
 
     def loss(self, grid: Tensor, batch: Batch) -> dict[str, Tensor]:

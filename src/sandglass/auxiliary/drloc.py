@@ -7,15 +7,13 @@ Liu et al., "Efficient Training of Visual Transformers with Small Datasets", Neu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sandglass.auxiliary._base import Auxiliary
-
-if TYPE_CHECKING:
-    from sandglass.data.loader import Batch
+from sandglass.data.loader import Batch
 
 PAPER = "arXiv 2106.03746"
 
@@ -89,5 +87,4 @@ class DRLoc(Auxiliary):
             apart = (places[:, None] - places).flatten() / scale
             apart = apart if self.settings["signed"] else apart.abs()
             axes.append(float((apart - apart.median()).abs().mean()))
-        chance = sum(axes) if self.settings["reduction"] == "sum" else sum(axes) / 2
-        return max(chance, 1e-12)  # a grid of one cell has nothing to tell
+        return sum(axes) if self.settings["reduction"] == "sum" else sum(axes) / 2

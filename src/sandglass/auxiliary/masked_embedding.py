@@ -1,5 +1,6 @@
 """Masked embedding: hide a share r of the grid's cells and let a small transformer rebuild them from the others.
 
+
 E_hat = blocks(where(masked, token, E) + positions);  loss = mean over masked cells and channels of (E - E_hat)^2.
 With the target attached, the loss can also fall by shrinking E or making it constant; the scalars watch for that.
 The masking is that of He et al., arXiv 2111.06377; Das et al., arXiv 2310.20704, have features as an auxiliary target.
@@ -8,7 +9,7 @@ The masking is that of He et al., arXiv 2111.06377; Das et al., arXiv 2310.20704
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from sandglass.auxiliary._base import Auxiliary
+from sandglass.data.loader import Batch
 from sandglass.errors import Exit, Problem
-
-if TYPE_CHECKING:
-    from sandglass.data.loader import Batch
 
 PAPER = "arXiv 2111.06377"
 

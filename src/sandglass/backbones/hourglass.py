@@ -18,7 +18,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, resample_abs_pos_embed
-from timm.models import build_model_with_cfg, checkpoint, feature_take_indices, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from sandglass.backbones import resnet_small, toy  # noqa: F401  (their ResNets serve as stems)
@@ -61,8 +62,8 @@ def level(h: int, w: int, factor: int, width: int, device: torch.device) -> Leve
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn channel pairs (c, c + width / 2) of (B, heads, N, width) by the angles of their cells."""
-    cos, sin = turn
+    """Turn channel pairs (c, c + width / 2) of (B, N, heads, width) by the angles of their cells."""
+    cos, sin = (t[:, None] for t in turn)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
 
@@ -78,10 +79,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, at: Level, context: Tensor, context_at: Level) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(rotate(q, at.turn), rotate(k, context_at.turn), v)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        q = self.q(x).unflatten(-1, (self.heads, -1))
+        k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        q, k, v = (t.transpose(1, 2) for t in (rotate(q, at.turn), rotate(k, context_at.turn), v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -116,7 +117,6 @@ class Shorten(nn.Module):
         super().__init__()
         self.pool = nn.Conv2d(dim, dim, factor, factor)
         self.attend = attend
-        average_(self.pool.weight)
 
     def forward(self, x: Tensor, fine: Level, coarse: Level) -> Tensor:
         grid = x.transpose(1, 2).unflatten(2, (fine.h, fine.w))
@@ -150,14 +150,300 @@ class Lengthen(nn.Module):
         return long if self.attend is None else self.attend(long, fine, x, coarse)
 
 
-def average_(weight: Tensor) -> Tensor:
-    """Fill the weight (C, C, k, k) of a convolution so that it averages its window, channel by channel."""
+def average_(weight: Tensor, noise: float = 0.0) -> None:
+    """Fill the weight (C, C, k, k) of a convolution: it averages its window, channel by channel, plus normal noise."""
     with torch.no_grad():
-        share = torch.eye(weight.shape[0]) / weight[0, 0].numel()
-        return weight.copy_(share[:, :, None, None].expand_as(weight))
+        share = torch.eye(len(weight)) / weight[0, 0].numel()
+        weight.normal_(std=noise).add_(share[:, :, None, None])
 
 
-def copy_(weight: Tensor) -> Tensor:
-    """Fill the weight (k k C, C) of a linear map so that it copies its input k k times."""
+def copy_(weight: Tensor, noise: float = 0.0) -> None:
+    """Fill the weight (k k C, C) of a linear map: it copies its input k k times, plus normal noise."""
     with torch.no_grad():
-        return weight.copy_(torch.eye(weight.shape[1]).repeat(weight.shape[0] // weight.shape[1], 1))
+        weight.normal_(std=noise).add_(torch.eye(weight.shape[1]).repeat(len(weight) // weight.shape[1], 1))
+
+
+class Hourglass(nn.Module):
+    """Images (B, 3, S, S) to a grid (B, C, h, w) at the finest level, after the final norm.
+
+    `depths` are the blocks on each side of every level, outermost first; the last is the valley and has one side.
+    `factors` are the steps between them. `resampling` is "attn" or "linear". Without `up` it stops in the valley.
+    The stem cuts the image into patches, or is the first `stem_layers` layers of the ResNet named `stem`; then
+    `patch_size` counts cells of its map. Positions are resampled for images of another size.
+    Its stages (`forward_intermediates`, `feature_info`) are those of the way down, a pyramid as timm's are; what comes
+    out at the end, on the finest grid, is `forward_features`.
+    """
+
+    output_fmt = "NCHW"
+    num_prefix_tokens = 0
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 32,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        stem: str | None = None,
+        stem_layers: int = 2,
+        patch_size: int = 1,
+        embed_dim: int = 312,
+        num_heads: int = 6,
+        depths: tuple[int, ...] = (2, 6),
+        factors: tuple[int, ...] = (2,),
+        mlp_ratio: float = 4.0,
+        resampling: Literal["attn", "linear"] = "attn",
+        up: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if len(depths) != len(factors) + 1 or embed_dim % (4 * num_heads):
+            raise ValueError("depths must be one longer than factors, and the width of a head divisible by 4")
+        self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
+        self.num_features = self.head_hidden_size = embed_dim
+        self.head_width = embed_dim // num_heads
+        self.factors = tuple(accumulate(factors, mul, initial=1))  # of each level, in cells of the finest grid
+        self.stem_name = stem
+        self.grad_checkpointing = False
+
+        if stem is None:
+            self.stem: nn.Module = nn.Sequential(
+                PatchEmbed(None, patch_size, in_chans, embed_dim, flatten=False), nn.GELU()
+            )
+            self.proj = nn.Conv2d(embed_dim, embed_dim, 1)
+            reduction = patch_size
+        else:
+            self.stem, width, reduction = cut_resnet(stem, stem_layers, in_chans)
+            self.proj = nn.Conv2d(width, embed_dim, patch_size, patch_size)
+            reduction *= patch_size
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.grid_size = (-(-height // reduction), -(-width // reduction))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid_size[0] * self.grid_size[1], embed_dim))
+
+        cross = resampling == "attn"
+        sides = len(factors) if up else 0
+        total = sum(depths) + cross * len(factors) + sum(depths[:sides]) + cross * sides
+        rates = iter(calculate_drop_path_rates(drop_path_rate, total))
+
+        def block(crossing: bool = False) -> Block:
+            return Block(embed_dim, num_heads, mlp_ratio, next(rates), crossing)
+
+        # in the order of the forward pass, so that drop path grows with depth and layer decay follows the names
+        self.before, self.shorten = nn.ModuleList(), nn.ModuleList()
+        for i, depth in enumerate(depths):
+            if i:
+                self.shorten.append(Shorten(embed_dim, factors[i - 1], block(True) if cross else None))
+            self.before.append(nn.ModuleList(block() for _ in range(depth)))
+        self.lengthen, self.after = nn.ModuleList(), nn.ModuleList()
+        for depth, factor in reversed(list(zip(depths[:sides], factors))):
+            self.lengthen.append(Lengthen(embed_dim, factor, block(True) if cross else None))
+            self.after.append(nn.ModuleList(block() for _ in range(depth)))
+        self.norm = nn.LayerNorm(embed_dim)
+        self.head = ClassifierHead(embed_dim, num_classes, global_pool, drop_rate)
+        self.feature_info = [
+            {"num_chs": embed_dim, "reduction": reduction * factor, "module": f"before.{i}"}
+            for i, factor in enumerate(self.factors)
+        ]
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Normal weights of deviation 0.02, no biases; resampling starts as average and copy, plus a little noise."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d) and not (self.stem_name and name.startswith("stem.")):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for shorten in self.shorten:
+            average_(shorten.pool.weight, noise=0.002)
+        for lengthen in self.lengthen:
+            copy_(lengthen.spread.weight, noise=0.002)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        tail = "" if coarse else r"\.(\d+)"
+        return {
+            "stem": r"^stem|^proj|^pos_embed",
+            "down": [(rf"^before\.(\d+){tail}", None), (r"^shorten\.(\d+)", (1000,))],
+            "up": [(r"^lengthen\.(\d+)", None), (rf"^after\.(\d+){tail}", None)],
+            "norm": (r"^norm", (99999,)),
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        self.global_pool = self.global_pool if global_pool is None else global_pool
+        self.head.reset(num_classes, global_pool)
+
+    def _blocks(self, blocks: nn.ModuleList, x: Tensor, at: Level) -> Tensor:
+        for block in blocks:
+            x = checkpoint(block, x, at) if self.grad_checkpointing and self.training else block(x, at)
+        return x
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, list[Level]]:
+        """Tokens (B, N, C) of the finest grid, and all levels."""
+        grid = self.proj(self.stem(images))
+        h, w = grid.shape[-2:]
+        position = self.pos_embed
+        if (h, w) != self.grid_size:
+            position = resample_abs_pos_embed(position, [h, w], list(self.grid_size), num_prefix_tokens=0)
+        levels = [level(-(-h // f), -(-w // f), f, self.head_width, grid.device) for f in self.factors]
+        return grid.flatten(2).transpose(1, 2).contiguous() + position, levels
+
+    def _down(self, x: Tensor, levels: list[Level], last: int | None = None) -> list[Tensor]:
+        """The tokens of every level on the way down, to level `last`."""
+        ends = []
+        for i, blocks in enumerate(self.before[: None if last is None else last + 1]):
+            if i:
+                x = self.shorten[i - 1](x, levels[i - 1], levels[i])
+            x = self._blocks(blocks, x, levels[i])
+            ends.append(x)
+        return ends
+
+    def _up(self, ends: list[Tensor], levels: list[Level]) -> Tensor:
+        """From the valley to the finest level, normalised, as a grid (B, C, h, w)."""
+        x, coarse = ends[-1], levels[-1]
+        for lengthen, blocks, kept, fine in zip(self.lengthen, self.after, ends[-2::-1], levels[-2::-1]):
+            x = self._blocks(blocks, lengthen(x, kept, coarse, fine), fine)
+            coarse = fine
+        return self.norm(x).transpose(1, 2).unflatten(2, (coarse.h, coarse.w))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The levels of the way down, each (B, C, h, w), and before them what `forward_features` gives."""
+        if output_fmt != "NCHW":
+            raise ValueError("the only output format is NCHW")
+        take, last = feature_take_indices(len(self.before), indices)
+        x, levels = self._embed(x)
+        ends = self._down(x, levels, last if stop_early or intermediates_only else None)
+        maps = [(self.norm(ends[i]) if norm else ends[i]).transpose(1, 2).unflatten(2, levels[i][:2]) for i in take]
+        if intermediates_only:
+            return maps
+        return self._up(ends, levels) if len(ends) == len(levels) else maps[-1], maps
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what comes after the last level asked for, the whole way up included."""
+        take, last = feature_take_indices(len(self.before), indices)
+        self.before, self.shorten = self.before[: last + 1], self.shorten[:last]
+        self.lengthen, self.after, self.factors = nn.ModuleList(), nn.ModuleList(), self.factors[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0)
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x, levels = self._embed(x)
+        return self._up(self._down(x, levels), levels)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def cut_resnet(name: str, layers: int, in_chans: int = 3) -> tuple[nn.Sequential, int, int]:
+    """The first `layers` layers of a timm ResNet under their own names, the width of their map and its reduction."""
+    resnet = timm.create_model(name, num_classes=0, in_chans=in_chans)
+    stem = nn.Sequential()
+    for child, module in resnet.named_children():
+        stem.add_module(child, module)
+        if child == f"layer{layers}":
+            break
+    info = resnet.feature_info[layers]
+    return stem, info["num_chs"], info["reduction"]
+
+
+def load_stem(model: Hourglass, resnet: Mapping[str, Tensor]) -> list[str]:
+    """Put the first layers of a trained ResNet (`model.stem_name`) into the stem; the names of what was loaded."""
+    mine = model.stem.state_dict()
+    if model.stem_name is None:
+        raise Problem(
+            "B-310", Exit.CONFIG, "this Hourglass has no ResNet stem to load", fix="choose one behind a ResNet"
+        )
+    wrong = [f"{name} is missing" for name in mine if name not in resnet] + [
+        f"{name} is {tuple(resnet[name].shape)}, not {tuple(value.shape)}"
+        for name, value in mine.items()
+        if name in resnet and resnet[name].shape != value.shape
+    ]
+    if wrong:
+        raise Problem(
+            "B-311",
+            Exit.CONFIG,
+            f"the checkpoint does not fit the stem, which is cut from {model.stem_name}",
+            why="\n".join(wrong[:3] + [f"and {len(wrong) - 3} more"] * (len(wrong) > 3)),
+            fix=f"pretrain {model.stem_name}, or choose a backbone with the stem that was pretrained",
+            kept="the stem is as it was",
+        )
+    model.stem.load_state_dict({name: resnet[name] for name in mine})
+    return list(mine)
+
+
+_c8 = {"img_size": 32, "patch_size": 4, "embed_dim": 312}
+_c16 = {"img_size": 32, "patch_size": 2, "embed_dim": 312}
+_s12 = {"img_size": 96, "stem": "resnet50", "embed_dim": 384}
+_i28 = {"img_size": 224, "stem": "resnet50", "embed_dim": 384}
+_tiny = {"img_size": 32, "embed_dim": 64, "num_heads": 4, "depths": (1, 2), "mlp_ratio": 2.0, "resampling": "linear"}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "hourglass_tiny": {**_tiny, "patch_size": 4},
+    "hourglass_tiny_r": {**_tiny, "stem": "resnet_toy", "patch_size": 2},
+    "hourglass_c8": _c8,
+    "hourglass_c8_linear": {**_c8, "depths": (3, 6), "resampling": "linear"},
+    "hourglass_c16": _c16,
+    "hourglass_c16_nested": {**_c16, "depths": (1, 1, 4), "factors": (2, 2)},
+    "hourglass_c16_r18": {**_c16, "stem": "resnet18_small", "patch_size": 1},
+    "hourglass_s12": _s12,
+    "hourglass_s12_r18": {**_s12, "stem": "resnet18"},
+    "hourglass_s12_nested": {**_s12, "depths": (2, 2, 4), "factors": (2, 2)},
+    "hourglass_s24": {**_s12, "stem_layers": 1, "depths": (2, 2, 4), "factors": (2, 2)},
+    "hourglass_i28": {**_i28, "depths": (2, 2, 4), "factors": (2, 2)},
+    "hourglass_i28_1level": {**_i28, "depths": (2, 8)},
+    "hourglass_i56": {
+        **_i28,
+        "stem_layers": 1,
+        "depths": (1, 1, 2, 4),
+        "factors": (2, 2, 2),
+        "resampling": "linear",
+    },
+}
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "num_classes": 1000,
+            "input_size": (3, config["img_size"], config["img_size"]),
+            "first_conv": "stem.conv1" if "stem" in config else "stem.0.proj",
+            "classifier": "head.fc",
+            "license": "apache-2.0",
+        }
+        for name, config in CONFIGS.items()
+    }
+)
+
+
+def _entry(name: str) -> Callable[..., Hourglass]:
+    def entry(pretrained: bool = False, **kwargs: Any) -> Hourglass:
+        arguments = {**CONFIGS[name], **kwargs}
+        return build_model_with_cfg(Hourglass, name, pretrained, feature_cfg={"feature_cls": "getter"}, **arguments)
+
+    entry.__name__ = entry.__qualname__ = name
+    return register_model(entry)
+
+
+globals().update({name: _entry(name) for name in CONFIGS})

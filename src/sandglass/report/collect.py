@@ -1,7 +1,7 @@
 """Run folders -> one tidy table: a row per number, with everything that identifies it in columns of its own.
 
-Runs that differ in a setting without a column (a sweep of weights, of sizes, of epochs) get it spelled out in `setting`,
-so that grouping by the columns never takes two different experiments for seeds of one.
+Runs that differ in a setting without a column (a sweep of weights, of sizes, of epochs) get it spelled out in
+`setting`, so that grouping by the columns never takes two different experiments for seeds of one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ NAMES = ("data set", "backbone", "objective", "views", "auxiliary", "init", "lab
 FIRST = ("stage", *NAMES, "attack", "epsilon", "seed", "metric", "value")
 LAST = ("probe", "split", "n", "setting", "run")
 NUMBERS = ("label fraction", "epsilon", "seed", "value", "n")
+ROW = ("metric", "value", "split", "n", "attack", "epsilon")  # what a result's row may say; other words go to `setting`
 IDENTITY = ("stage", *NAMES, "attack", "probe", "setting")  # groups of these are seeds of one experiment
 
 FORMULA = tuple("=+-@\t\r＝＋－＠")  # how a cell starts that a spreadsheet may run
@@ -38,8 +39,12 @@ def collect(root: Path, runs: Iterable[str]) -> pd.DataFrame:
     """
     found = {key: _Run(root, key) for key in runs if (root / "results" / key / "result.json").is_file()}
     settings = _settings(root, found)
-    rows = [row | {"setting": _joined(settings[key], row["setting"])} for key, run in found.items() for row in run.rows()]
+    rows = [
+        row | {"setting": _joined(settings[key], row["setting"])} for key, run in found.items() for row in run.rows()
+    ]
     frame = pd.DataFrame(rows, columns=[*FIRST, *LAST])
+    texts = frame.columns.difference(NUMBERS)
+    frame[texts] = frame[texts].fillna("").astype(str)
     return frame.astype({name: "float64" for name in NUMBERS}).astype({"seed": "Int64", "n": "Int64"})
 
 
@@ -103,7 +108,9 @@ class _Run:
         shared |= {"stage": stage, "run": name, "seed": self.about.get("seed")}
         shared |= {key: columns.get(key, "") for key in ("attack", "probe")} | {"setting": ""}
         rows = list(self.result["rows"])
-        if "minutes" in self.result and not any(isinstance(row, dict) and row.get("metric") == "minutes" for row in rows):
+        if "minutes" in self.result and not any(
+            isinstance(row, dict) and row.get("metric") == "minutes" for row in rows
+        ):
             rows.append({"metric": "minutes", "value": self.result["minutes"]})
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, dict) or not isinstance(row.get("metric"), str) or "value" not in row:
@@ -111,8 +118,8 @@ class _Run:
             for key in ("value", "epsilon", "n"):
                 if not (row.get(key) is None or _number(row[key])):
                     raise self.wrong(f"row {number}: {key} is {row[key]!r}, not a number")
-            known = {key: row[key] for key in row if key in FIRST or key in LAST}
-            extra = {key: value for key, value in row.items() if key not in known and isinstance(value, str | int)}
+            known = {key: row[key] for key in ROW if key in row}
+            extra = {key: value for key, value in row.items() if key not in ROW and isinstance(value, str | int)}
             yield shared | known | {"setting": ", ".join(f"{key} {value}" for key, value in extra.items())}
 
 
@@ -121,7 +128,9 @@ def _settings(root: Path, runs: dict[str, _Run]) -> dict[str, str]:
     alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for key, run in runs.items():
         columns = run.about["columns"]
-        alike[key.partition("/")[0], *(str(columns.get(name)) for name in (*NAMES, "labels", "attack", "probe"))].append(key)
+        alike[
+            key.partition("/")[0], *(str(columns.get(name)) for name in (*NAMES, "labels", "attack", "probe"))
+        ].append(key)
     flat: dict[str, dict[tuple[str, ...], str]] = {}
     texts = {}
     for keys in alike.values():
@@ -132,10 +141,13 @@ def _settings(root: Path, runs: dict[str, _Run]) -> dict[str, str]:
         for path in paths:
             values = tuple(settings.get(path, "-") for settings in every)
             if len(set(values)) > 1:
-                varying.setdefault((path[1:], values), path)  # what a run has in common with its parents is said once
+                varying.setdefault((path[1:], values), path)  # what a run shares with its parents is said once
         for key, settings in zip(keys, every):
-            words = [[*path[path[0] == own :][:1], *path[1:][-2:], settings.get(path, "-")] for path in varying.values()]
-            texts[key] = ", ".join(" ".join(word) for word in words)
+            words = [
+                [*([stage] if stage != own else []), *rest[-2:], settings.get((stage, *rest), "-")]
+                for stage, *rest in varying.values()
+            ]
+            texts[key] = ", ".join(map(" ".join, words))
     return texts
 
 

@@ -1,8 +1,9 @@
 """What a handful of seeds can say: a mean with its interval, and exact tests that state their own limit.
 
 The permutation tests ask how often a relabelling of the same numbers gives a difference in means at least as large as
-the one observed, p = #{|d'| >= |d|} / #{d'} over all relabellings (Fisher 1935; Pitman 1937). With few seeds the smallest
-p that can occur at all is large, so every comparison carries it. One accuracy over n images has Wilson's interval (1927).
+the one observed, p = #{|d'| >= |d|} / #{d'} over all relabellings (Fisher 1935; Pitman 1937). With few seeds the
+smallest p that can occur at all is large, so every comparison carries it. One accuracy over n images has Wilson's
+interval (1927).
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def _sign_flips(differences: np.ndarray) -> np.ndarray:
 
 
 def _relabellings(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """|difference in means| for every choice of which len(x) numbers are called x, or for EXACT drawn ones and the observed."""
+    """|difference in means| for every choice of which numbers are x, or for EXACT drawn ones and the observed."""
     n, m, pooled = len(x), len(y), np.concatenate([x, y])
     if math.comb(n + m, n) <= EXACT:
         chosen = np.array(list(itertools.combinations(range(n + m), n)))
@@ -97,7 +98,7 @@ def _relabellings(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def smallest_p(n: int, m: int, paired: bool = False) -> float:
-    """The least two-sided p: the observed labelling, and its mirror image where the sizes allow one, is most extreme."""
+    """The least two-sided p: the observed labelling, with its mirror image where sizes allow one, is most extreme."""
     if paired:
         return 2 / 2**n
     return (2 if n == m else 1) / math.comb(n + m, n)

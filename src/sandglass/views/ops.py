@@ -38,7 +38,8 @@ def only(images: Tensor, gate: Tensor, operation: Callable[..., Tensor], *parame
     chosen = gate.nonzero().squeeze(1)
     if len(chosen):
         there = chosen.to(images.device)
-        images.index_copy_(0, there, operation(images.index_select(0, there), *(p[chosen] for p in parameters)))
+        values = (parameter.index_select(0, chosen) for parameter in parameters)
+        images.index_copy_(0, there, operation(images.index_select(0, there), *values))
 
 
 def _each(values: Tensor, images: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def centre_spans(sizes: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _triangle(x: Tensor) -> Tensor:
-    return (1 - x).clamp_(min=0)
+    return x.neg_().add_(1).clamp_(min=0)
 
 
 def _cubic(x: Tensor) -> Tensor:
@@ -118,11 +119,16 @@ def weights(spans: Tensor, size: int, canvas: int, interpolation: str, device: t
 
 def resample(images: Tensor, rows: Tensor, columns: Tensor, size: int, interpolation: str = "bilinear") -> Tensor:
     """Y X Z' with per-sample matrices: (B, C, H, W) of any type -> (B, C, size, size) float32. Spans are (B, 4)."""
+    down = weights(rows, size, images.shape[2], interpolation, images.device)
+    across = weights(columns, size, images.shape[3], interpolation, images.device)
+    return _both_sides(down, images.float(), across)
+
+
+def _both_sides(down: Tensor, images: Tensor, across: Tensor) -> Tensor:
+    """Y X Z' for every sample and channel: (B, h, H), (B, C, H, W), (B, w, W) -> (B, C, h, w)."""
     batch, channels, height, width = images.shape
-    down = weights(rows, size, height, interpolation, images.device)
-    across = weights(columns, size, width, interpolation, images.device)
-    wide = torch.bmm(images.float().view(batch, channels * height, width), across.transpose(1, 2))
-    return torch.matmul(down.unsqueeze(1), wide.view(batch, channels, height, size))
+    narrow = torch.bmm(images.reshape(batch, channels * height, width), across.transpose(1, 2))
+    return torch.matmul(down.unsqueeze(1), narrow.view(batch, channels, height, -1))
 
 
 def quarter_turn(images: Tensor) -> Tensor:
@@ -146,7 +152,9 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """f x + (1 - f) m, with m the mean luma of the image as it is now."""
-    return torch.lerp(luma(images).mean((2, 3), keepdim=True), images, _each(factor, images)).clamp_(0, 1)
+    f = _each(factor, images)
+    mean = luma(images.mean((2, 3), keepdim=True))
+    return (images * f).add_((1 - f) * mean).clamp_(0, 1)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
@@ -157,19 +165,22 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 def hue(images: Tensor, shift: Tensor) -> Tensor:
     """The hue of HSV turned by `shift` turns, value and chroma kept.
 
-    With V = max, C = max - min and H in turns, a channel is V - C clamp(2 - 6 |d|, 0, 1), where d is H + shift plus
-    1/2, 1/6 or -1/6 (red, green, blue), wrapped to [-1/2, 1/2]: the six sextants of the usual definition in one line.
+    With V = max, m = min, C = V - m and H in turns, the six sextants of the usual definition are two lines:
+    |H| = 1/6 + (G + B - R - m) / 6C, signed as G - B, and a channel is V - C clamp(2 - 6 |d|, 0, 1), where d is
+    H + shift plus 1/2, 1/6 or -1/6 (red, green, blue), wrapped to [-1/2, 1/2].
     """
     red, green, blue = images.unbind(1)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    sixths = torch.where(green == value, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
-    sixths = torch.where(red == value, green - blue, sixths)
-    turns = sixths.div_(chroma.clamp(min=1e-12).mul_(6)).unsqueeze(1)  # grey pixels: chroma 0, any hue will do
+    value = torch.maximum(red, green)
+    value = torch.maximum(value, blue, out=value)
+    least = torch.minimum(red, green)
+    least = torch.minimum(least, blue, out=least)
+    chroma = value - least
+    turns = (green + blue).sub_(red).sub_(least).div_(chroma.clamp(min=1e-12)).add_(1).div_(6)  # grey: any hue will do
+    turns = turns.copysign_(green - blue)
     offset = torch.tensor([3 / 6, 1 / 6, -1 / 6], device=images.device).view(1, 3, 1, 1)
-    away = turns + (offset + _each(shift, images))
-    away = away.sub_(away.round()).abs_()
-    return torch.addcmul(value.unsqueeze(1), chroma.unsqueeze(1), torch.rsub(away, 2, alpha=6).clamp_(0, 1), value=-1)
+    away = turns.unsqueeze(1) + (offset + _each(shift, images))
+    drop = away.sub_(away.round()).abs_().mul_(-6).add_(2).clamp_(0, 1).mul_(chroma.unsqueeze(1))
+    return torch.sub(value.unsqueeze(1), drop, out=drop)
 
 
 JITTER = (brightness, contrast, saturation, hue)
@@ -208,6 +219,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
     """Separable Gaussian, sigma (B,) in pixels, 2 reach + 1 taps, reflected at the border: as two matrix products."""
     taps = torch.arange(-reach, reach + 1, device=images.device)
     bell = (taps / _each(sigma, images).view(-1, 1)).square_().mul_(-0.5).exp_()
+    bell = torch.where(bell > 1e-9, bell, 0)  # weights too small to see, but subnormal: a hundred times slower on a CPU
     bell = bell / bell.sum(1, keepdim=True)
 
     def matrix(side: int) -> Tensor:
@@ -217,7 +229,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
         fold = torch.nn.functional.one_hot(seen, last + 1)[..., :side].to(bell.dtype)  # (side, taps, side)
         return torch.einsum("bt,itj->bij", bell, fold)
 
-    return matrix(images.shape[2]).unsqueeze(1) @ images @ matrix(images.shape[3]).transpose(1, 2).unsqueeze(1)
+    return _both_sides(matrix(images.shape[2]), images, matrix(images.shape[3]))
 
 
 # --- changes of place ---------------------------------------------------------------------------------------------

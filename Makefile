@@ -1,0 +1,34 @@
+# make demo | test | lint | bench; each sets up what it needs, in .venv. PYTHON=python3.12 make demo chooses another.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup demo test lint schema
+
+help:  ## these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
+
+setup: .venv/.ready  ## make .venv with the exact versions of requirements.lock
+
+.venv/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; assert v >= (3, 11), f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup  ## the whole chain on handwritten digits, a few minutes on two cores
+	snakemake --cores all --config study=demo
+	@echo "report: $(CURDIR)/results/report/demo/index.html"
+
+test: setup  ## every test
+	$(BIN)/python -m pytest
+
+lint: setup  ## formatter, linter, types, workflow
+	ruff format --check src tests
+	ruff check src tests
+	mypy
+	snakemake --lint
+
+schema: setup  ## rewrite workflow/schemas/params.schema.json
+	$(BIN)/python -c 'import json; from sandglass.config import Params; print(json.dumps(Params.model_json_schema(), indent=1))' > workflow/schemas/params.schema.json

@@ -1,0 +1,337 @@
+"""Fetch an archive once, whole and verified: mirror first, then the official address.
+
+Bytes go to `<file>.part` and are continued by a Range request (RFC 9110, 14.2) guarded by If-Range; the file gets its
+name only when the checksum fits. One process downloads, the others wait for it. Local sources are used where they lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import re
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock
+
+from sandglass import __version__
+from sandglass.data.catalog import Entry
+from sandglass.errors import Exit, Problem
+
+Say = Callable[[str], None]
+
+ATTEMPTS = 4  # in a row that bring less than PROGRESS_BYTES
+PROGRESS_BYTES = 1 << 20
+BACKOFF_SECONDS = 1.0  # doubled after each
+STALL_SECONDS = 30.0  # less than SLOWEST_BYTES in this time is a stall
+SLOWEST_BYTES = 1 << 15
+MAX_BYTES = 64 << 30  # of an archive whose size is not known
+CHUNK_BYTES = 1 << 20
+
+
+def fetch(entry: Entry, raw: Path, mirror: str | None = None, say: Say = print) -> Path | None:
+    """The archive or folder of a data set, verified; None for an embedded one. Downloads go to raw/<name>/.
+
+    Raises Problem: D-102 (66) a local source is not there; D-103 (66) it must be fetched by hand; N-101 (69) no address
+    answers; N-102 (69) a web page came instead; N-103 (77) too large; N-104 (65) wrong checksum; N-105 (78) bad address.
+    """
+    if not entry.source and not entry.by_hand:
+        return None
+    if entry.source and not _is_url(entry.source):
+        return _local(entry)
+    name = entry.by_hand or unquote(Path(urlsplit(entry.source).path).name)
+    if name in ("", ".", ".."):
+        raise Problem("N-105", Exit.CONFIG, f"the source of {entry.name} names no file", where=entry.source)
+    target = raw / entry.name / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{name}.lock")):
+        if target.exists():
+            _verify(target, entry, set_aside=True)
+            return target
+        if mirror and not _is_url(mirror):
+            found = next((p for p in (Path(mirror, name), Path(mirror, entry.name, name)) if p.is_file()), None)
+            if found:
+                _verify(found, entry, set_aside=False)
+                return found
+        addresses = [f"{mirror.rstrip('/')}/{name}"] if mirror and _is_url(mirror) else []
+        addresses += [entry.source] if entry.source else []
+        if not addresses:
+            raise _by_hand(entry, target, mirror)
+        _download(entry, addresses, target, say)
+        _verify(target.with_name(f"{name}.part"), entry, set_aside=True, final=target)
+    return target
+
+
+def _is_url(text: str) -> bool:
+    if "://" not in text:
+        return False
+    if not text.startswith(("http://", "https://")):
+        raise Problem("N-105", Exit.CONFIG, f"cannot fetch {text}", why="only http:// and https:// are spoken here")
+    return True
+
+
+def _local(entry: Entry) -> Path:
+    path = Path(entry.source).expanduser()
+    if not path.exists():
+        raise Problem(
+            "D-102",
+            Exit.MISSING,
+            f"the source of {entry.name} is not there",
+            where=str(path),
+            fix=f"data.sets.{entry.name}.source",
+        )
+    if path.is_dir():
+        if entry.checksum:
+            why = "a checksum is that of one file"
+            raise Problem(
+                "N-105", Exit.CONFIG, f"{entry.name} has a sha256, and its source is a folder", where=str(path), why=why
+            )
+        return path
+    _verify(path, entry, set_aside=False)
+    return path
+
+
+def _by_hand(entry: Entry, target: Path, mirror: str | None) -> Problem:
+    return Problem(
+        "D-103",
+        Exit.MISSING,
+        f"{entry.name} has to be fetched by hand",
+        where=f"{target} is not there" + (f", nor {Path(mirror, entry.by_hand)}" if mirror else ""),
+        why=f"licence: {entry.licence}",
+        fix=f"accept the terms at {entry.homepage},\nsave {entry.by_hand} from there, and put it at {target}",
+        kept="nothing changed",
+    )
+
+
+def _verify(file: Path, entry: Entry, *, set_aside: bool, final: Path | None = None) -> None:
+    """Check the sum of `file`; if it fits, give it its `final` name, else move it out of the way as .bad if it is ours."""
+    kind, _, expected = entry.checksum.partition(":")
+    if kind:
+        with file.open("rb") as opened:
+            found = hashlib.file_digest(opened, kind).hexdigest()
+        if found != expected:
+            name = (final or file).name
+            bad = file.with_name(f"{name}.bad")
+            size = file.stat().st_size
+            if set_aside:
+                file.replace(bad)
+                _tag(file).unlink(missing_ok=True)
+            published = f" (published: {entry.bytes:,})" if entry.bytes else ""
+            raise Problem(
+                "N-104",
+                Exit.CONTENT,
+                f"{name} is not the file it should be",
+                where=str(bad if set_aside else file),
+                why=f"{kind} {found}, expected {expected}; {size:,} bytes{published}",
+                fix="run again to download anew" if entry.source else f"fetch it anew from {entry.homepage}",
+                kept=f"the file, as {bad.name}; nothing was unpacked" if set_aside else "nothing changed",
+            )
+    if final:
+        file.replace(final)
+        _tag(file).unlink(missing_ok=True)
+
+
+# --------------------------------------------------------------------------------------------- over the network
+
+
+class _Cut(Exception):
+    """The connection failed; trying again may help."""
+
+
+class _Useless(Exception):
+    """This address will not give the file; another may."""
+
+
+def _download(entry: Entry, addresses: list[str], target: Path, say: Say) -> None:
+    """Bring `target`.part to its full length from the first address that can."""
+    part = target.with_name(f"{target.name}.part")
+    reasons, code = [], "N-101"
+    for address in addresses:
+        failures, wait = 0, BACKOFF_SECONDS
+        while failures < ATTEMPTS:
+            before = _size(part)
+            try:
+                with Meter(f"{entry.name} from {urlsplit(address).netloc}", say) as meter:
+                    _transfer(entry, address, part, meter)
+                return
+            except _Useless as error:
+                reasons.append(f"{address}: {error}")
+                code = "N-102" if "web page" in str(error) else code
+                break
+            except _Cut as error:
+                fresh = _size(part) - before >= PROGRESS_BYTES
+                failures, wait = (1, BACKOFF_SECONDS) if fresh else (failures + 1, wait)
+                if failures == ATTEMPTS:
+                    reasons.append(f"{address}: {error}")
+                else:
+                    time.sleep(wait)
+                    wait *= 2
+    kept = f"{_size(part):,} bytes in {part}; they are continued" if _size(part) else "nothing changed"
+    raise Problem(
+        code,
+        Exit.NETWORK,
+        f"cannot download {entry.name}" if code == "N-101" else f"a server sent a web page instead of {entry.name}",
+        where="\n".join(reasons),
+        fix=f"run this where there is a network, or put the file at {target},\nor name a folder or address that has it: data.mirror",
+        kept=kept,
+    )
+
+
+def _transfer(entry: Entry, address: str, part: Path, meter: Meter) -> None:
+    """One connection: append to `part`, or begin it anew if the server does not continue it."""
+    limit = entry.bytes or MAX_BYTES
+    have = _size(part)
+    request = urllib.request.Request(
+        address, headers={"User-Agent": f"sandglass/{__version__}", "Accept-Encoding": "identity"}
+    )
+    # Without a validator only the checksum can tell that the two halves belong together.
+    validator = _tag(part).read_text() if _tag(part).exists() else ""
+    if have and (validator or entry.checksum):
+        request.add_header("Range", f"bytes={have}-")
+        if validator:
+            request.add_header("If-Range", validator)
+    with _open(request, part) as response:
+        start = _continues_at(response)
+        if start != have:
+            start = 0 if response.status == 200 else -1
+        if start < 0:
+            part.unlink(missing_ok=True)
+            raise _Cut("the server continued at the wrong byte")
+        _remember(part, response)
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdigit() else None
+        if total is not None and total > limit:
+            raise _too_large(entry, address, total, limit)
+        head = b""
+        meter.total, meter.done = total, start
+        window, brought = time.monotonic(), 0
+        with part.open("ab" if start else "wb") as file:
+            while chunk := _read(response):
+                if start == 0 and len(head) < 64:
+                    head += chunk[:512]
+                if start == 0 and (_looks_like_html(head) or response.headers.get_content_type() == "text/html"):
+                    file.close()
+                    part.unlink()
+                    _tag(part).unlink(missing_ok=True)
+                    raise _Useless("a web page came instead of the file (a login, a proxy, a moved page?)")
+                file.write(chunk)
+                meter.advance(len(chunk))
+                if meter.done > limit:
+                    raise _too_large(entry, address, meter.done, limit)
+                brought += len(chunk)
+                if (spent := time.monotonic() - window) > STALL_SECONDS:
+                    if brought < SLOWEST_BYTES:
+                        raise _Useless(f"stalled: {brought:,} bytes in {spent:.0f} s")
+                    window, brought = time.monotonic(), 0
+        if total is not None and meter.done < total:
+            raise _Cut(f"the connection ended at byte {meter.done:,} of {total:,}")
+
+
+def _open(request: urllib.request.Request, part: Path) -> Any:
+    try:
+        return urllib.request.urlopen(request, timeout=STALL_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # what we have is not a beginning of what is there
+            part.unlink(missing_ok=True)
+            raise _Cut("the server has fewer bytes than were kept; starting anew") from None
+        kind = _Cut if error.code in (408, 425, 429) or error.code >= 500 else _Useless
+        raise kind(f"HTTP {error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _Cut(_network_reason(error)) from None
+
+
+def _read(response: Any) -> bytes:
+    """What has arrived, at most CHUNK_BYTES; read1 returns after each packet, so a slow drip is noticed."""
+    try:
+        return bytes(response.read1(CHUNK_BYTES))
+    except TimeoutError:
+        raise _Useless(f"stalled: no byte in {STALL_SECONDS:.0f} s") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _Cut(_network_reason(error)) from None
+
+
+def _network_reason(error: Exception) -> str:
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, socket.gaierror):
+        return "the name is not found (no network?)"
+    return str(reason) or type(reason).__name__
+
+
+def _continues_at(response: Any) -> int:
+    """The first byte the server sends: 0 for a whole answer, -1 for a part that does not say."""
+    if response.status != 206:
+        return 0
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(found[1]) if found else -1
+
+
+def _remember(part: Path, response: Any) -> None:
+    """Keep a strong validator beside the part, for If-Range."""
+    etag = response.headers.get("ETag", "")
+    validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+    if validator:
+        _tag(part).write_text(validator)
+    else:
+        _tag(part).unlink(missing_ok=True)
+
+
+def _tag(part: Path) -> Path:
+    return part.with_name(f"{part.name}.tag")
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _looks_like_html(head: bytes) -> bool:
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:14].lower().startswith((b"<!doctype html", b"<html"))
+
+
+def _too_large(entry: Entry, address: str, size: int, limit: int) -> Problem:
+    what = f"{entry.name} is larger than {'published' if entry.bytes else 'allowed'}"
+    return Problem(
+        "N-103", Exit.REFUSED, what, where=address, why=f"{size:,} bytes, at most {limit:,}", kept="nothing is unpacked"
+    )
+
+
+# --------------------------------------------------------------------------------------------- progress
+
+
+class Meter:
+    """How far a transfer is: a bar on a terminal, in a log one line at each tenth. Use as a context."""
+
+    def __init__(self, label: str, say: Say) -> None:
+        self.label, self.say = label, say
+        self.total: int | None = None  # bytes, once known
+        self.done = 0
+        self.bar: Any = None
+
+    def __enter__(self) -> Meter:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.bar.start()
+            self.row = self.bar.add_task(self.label, total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def advance(self, count: int) -> None:
+        before, self.done = self.done, self.done + count
+        if self.bar:
+            self.bar.update(self.row, completed=self.done, total=self.total)
+        elif self.total and before * 10 // self.total < self.done * 10 // self.total:
+            self.say(f"{self.label}: {self.done * 100 // self.total} % of {self.total / 1e6:,.0f} MB")

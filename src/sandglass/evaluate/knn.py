@@ -1,0 +1,56 @@
+"""Weighted k-nearest-neighbour probe: neighbours among the training images vote, each with exp(cosine / temperature).
+
+
+score_c = sum over the k nearest j of exp(s_j / T) [y_j = c].
+Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, arXiv 1805.01978.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sandglass.evaluate.features import FeatureSet, places, share
+
+PAPER = "arXiv 1805.01978"
+
+SETTINGS = {
+    "k": (200, 1, 100000),  # neighbours; at most the number of training images
+    "temperature": (0.1, 0.001, 100.0),
+}
+
+PRESETS = {
+    "lightly": {"k": 200, "temperature": 0.1},
+    "dino": {"k": 20, "temperature": 0.07},
+}
+
+CHUNK = 2**24  # similarities held at once
+
+
+def run(features: FeatureSet, settings: dict[str, Any], seed: int) -> dict[str, float]:
+    """Shares right on test and, if there is one, val; the k that was used. Draws nothing: `seed` changes nothing."""
+    k, temperature = min(settings["k"], len(features.train)), settings["temperature"]
+
+    def place(queries: Tensor, labels: Tensor) -> Tensor:
+        scores = vote(queries, features.train, features.train_labels, features.classes, k, temperature)
+        return places(scores, labels)
+
+    numbers = {}
+    if len(features.val):
+        numbers["val_top1"] = share(place(features.val, features.val_labels) < 1)
+    test = place(features.test, features.test_labels)
+    return numbers | {"top1": share(test < 1), "top5": share(test < 5), "k": k, "n": len(test)}
+
+
+def vote(queries: Tensor, bank: Tensor, bank_labels: Tensor, classes: int, k: int, temperature: float) -> Tensor:
+    """queries (Q,D), bank (N,D), bank_labels (N,) -> scores (Q,classes), up to a factor of each row's own."""
+    queries, bank = F.normalize(queries.float(), dim=1), F.normalize(bank.float(), dim=1)
+    scores = []
+    for some in queries.split(max(1, CHUNK // len(bank))):
+        nearest, which = (some @ bank.T).topk(k, dim=1)
+        weight = ((nearest - nearest[:, :1]) / temperature).exp()  # from the nearest, so that none overflows
+        scores.append(weight.new_zeros(len(some), classes).scatter_add_(1, bank_labels[which], weight))
+    return torch.cat(scores)

@@ -1,0 +1,252 @@
+"""The figures of the page, one function each, in one style: charts as inline SVG, pictures as PNG data addresses.
+
+A chart is 4 inches wide, so that two or three stand side by side on a screen and one fills a phone without its text
+becoming small; its text is text, in the page's own font. Colours are those of Okabe and Ito (2008), which readers with
+any colour vision tell apart, and for classes those of Paul Tol; groups keep their colour from chart to chart because
+they keep their order.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+INK, FAINT, RULE = "#1d2733", "#68737f", "#d9dee3"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1d2733", "#8a8f94")
+CLASSES = (
+    "#332288",
+    "#CC6677",
+    "#117733",
+    "#88CCEE",
+    "#882255",
+    "#999933",
+    "#44AA99",
+    "#AA4499",
+    "#DDAA33",
+    "#777777",
+)  # Tol, muted
+WIDTH = 4.0  # inches, shown at 96 px an inch
+POINTS = 300  # a curve is averaged to at most so many
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sandglass",
+    "text.parse_math": False,  # a name is a name, whatever it contains
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 1.4,
+    "figure.constrained_layout.use": True,
+}
+
+Curve = tuple[np.ndarray, np.ndarray]  # x, y
+
+
+def curves(groups: dict[str, list[Curve]], ylabel: str, xlabel: str = "epoch") -> str:
+    """What was logged while training: each seed a thin line, the mean over seeds a bold one, a colour per group."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(2.6)
+        for (name, seeds), colour in zip(groups.items(), _cycle(COLOURS)):
+            thinned = [_thinned(x, y) for x, y in seeds if len(x)]
+            for x, y in thinned:
+                axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.45)
+            if thinned:
+                x, mean = _mean(thinned)
+                axes.plot(x, mean, color=colour, linewidth=1.8, label=name)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.margins(x=0.01)
+        _legend(axes, len(groups))
+        return _svg(figure, f"{ylabel} by {xlabel}: {', '.join(groups)}")
+
+
+def dots(rows: list[tuple[str, str, Sequence[float]]], xlabel: str) -> str:
+    """One line per (label, group, values): every seed a dot, their mean a bar, and the numbers in words at the end.
+
+    Values are fractions and shown in percent. Lines of a group share a colour.
+    """
+    order = list(dict.fromkeys(group for _, group, _ in rows))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(0.55 + 0.4 * len(rows))
+        for y, (label, group, values) in enumerate(rows):
+            colour, percent = COLOURS[order.index(group) % len(COLOURS)], 100 * np.asarray(values, float)
+            axes.axhline(y, color=RULE, linewidth=0.6, zorder=0)
+            axes.plot(percent, np.full(len(percent), y), "o", color=colour, markersize=5, alpha=0.6, markeredgewidth=0)
+            axes.plot([percent.mean()] * 2, [y - 0.2, y + 0.2], color=colour, linewidth=2.2)
+            spread = f" ± {percent.std(ddof=1):.1f}" if len(percent) > 1 else ""
+            place: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "bottom"}
+            axes.annotate(label, (0, y), (0, 4), ha="left", **place)
+            axes.annotate(f"{percent.mean():.1f}{spread}", (1, y), (0, 4), ha="right", **place)
+        axes.set(xlabel=xlabel, ylim=(len(rows) - 0.6, -0.75), yticks=[])
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.08)
+        axes.grid(axis="y", visible=False)
+        return _svg(
+            figure, f"{xlabel}: " + "; ".join(f"{label} {100 * np.mean(values):.1f}" for label, _, values in rows)
+        )
+
+
+def epsilons(groups: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Accuracy by strength of attack: (epsilons (E,) in 1/255, values (seeds, E)) -> mean and a band of one deviation."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(2.8)
+        ticks = sorted({float(e) for epsilon, _ in groups.values() for e in epsilon})
+        for (name, (epsilon, values)), colour in zip(groups.items(), _cycle(COLOURS)):
+            mean, percent = 100 * values.mean(axis=0), 100 * values
+            if len(values) > 1:
+                reach = percent.std(axis=0, ddof=1)
+                axes.fill_between(epsilon, mean - reach, mean + reach, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(epsilon, mean, "o-", color=colour, markersize=3.5, linewidth=1.6, label=name)
+        positive = [tick for tick in ticks if tick > 0]
+        axes.set_xscale("symlog", base=2, linthresh=min(positive, default=1.0))
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel="ε, in 1/255 of the pixel range", ylabel="accuracy, %", ylim=(0, None))
+        _legend(axes, len(groups))
+        return _svg(figure, f"accuracy by attack strength: {', '.join(groups)}")
+
+
+def embedding(xy: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
+    """Features of (N,) images in two dimensions, coloured by class; each class is named where its middle is."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(3.4)
+        present = [int(label) for label in np.unique(labels) if label >= 0]
+        for label, colour in zip(present, _cycle(CLASSES)):
+            x, y = xy[labels == label].T
+            axes.scatter(x, y, s=9, color=colour, alpha=0.65, linewidths=0)
+        if len(present) <= 20:
+            for label, colour in zip(present, _cycle(CLASSES)):
+                name = classes[label] if label < len(classes) else str(label)
+                x, y = np.median(xy[labels == label], axis=0)
+                box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour, "alpha": 0.85}
+                axes.text(x, y, name[:16], ha="center", va="center", fontsize=8.5, fontweight="bold", bbox=box)
+        axes.set(xticks=[], yticks=[], xlabel="first principal component", ylabel="second")
+        axes.grid(visible=False)
+        return _svg(figure, f"map of {len(xy)} images by class")
+
+
+def views(original: np.ndarray, made: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Images (K,3,S,S) and their views -> K columns of pictures, original first."""
+    names = ["original", *(f"view {v + 1}" for v in range(len(made)))]
+    stacks = [original, *made]
+    return [
+        {"pictures": [(name, picture(stack[k])) for name, stack in zip(names, stacks)]} for k in range(len(original))
+    ]
+
+
+def attacked(examples: dict[str, np.ndarray], classes: Sequence[str]) -> tuple[list[dict[str, Any]], float]:
+    """Examples of an attack -> a column of pictures each (clean, perturbation, adversarial) and the factor by which
+    the perturbation is magnified: the largest one spans the range, around grey."""
+    clean, adversarial = (_unit(examples[key]) for key in ("clean", "adversarial"))
+    change = adversarial - clean
+    factor = float(np.floor(0.5 / max(np.abs(change).max(), 1 / 510)))
+    grey = np.clip(0.5 + factor * change, 0, 1)
+
+    def name(key: str, k: int) -> str:
+        label = int(examples[key][k])
+        return classes[label] if 0 <= label < len(classes) else str(label)
+
+    columns = [
+        {
+            "pictures": [
+                ("clean", picture(clean[k])),
+                (f"change × {factor:g}", picture(grey[k])),
+                ("attacked", picture(adversarial[k])),
+            ],
+            "label": name("labels", k),
+            "before": name("clean_prediction", k),
+            "after": name("adversarial_prediction", k),
+        }
+        for k in range(len(clean))
+    ]
+    return columns, factor
+
+
+def picture(image: np.ndarray) -> str:
+    """(3,H,W), uint8 or in [0,1] -> the address of a PNG that holds exactly these pixels."""
+    file = io.BytesIO()
+    pixels = np.round(_unit(image) * 255).astype(np.uint8).transpose(1, 2, 0)
+    Image.fromarray(pixels).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+# ------------------------------------------------------------------------------------------ parts
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height))
+    return figure, figure.add_subplot()
+
+
+def _cycle(colours: Sequence[str]) -> Any:
+    while True:
+        yield from colours
+
+
+def _legend(axes: Axes, groups: int) -> None:
+    """Above the axes, where it hides nothing; none for a single group."""
+    if groups > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, columnspacing=1.2)
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> Curve:
+    """Averages over equal stretches, so that a long run draws as fast as a short one."""
+    if len(x) <= POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), POINTS)
+    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
+
+
+def _mean(seeds: list[Curve]) -> Curve:
+    """The mean over seeds where all of them have been, on the steps of the first."""
+    low, high = max(x[0] for x, _ in seeds), min(x[-1] for x, _ in seeds)
+    first = seeds[0][0]
+    grid = first[(first >= low) & (first <= high)]
+    return grid, np.mean([np.interp(grid, x, y) for x, y in seeds], axis=0)
+
+
+def _unit(image: np.ndarray) -> np.ndarray:
+    return image / 255 if image.dtype == np.uint8 else np.clip(image.astype(np.float64), 0, 1)
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as an <svg> element that fits into a page: no prologue, no metadata, no ids that nothing points at."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<defs>\s*<style.*?</defs>\s*", "", text, count=1, flags=re.DOTALL)
+    wanted = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in wanted else "", text)
+    width, height = (round(float(inches) * 96) for inches in figure.get_size_inches())
+    box = re.findall(r'viewBox="[^"]*"', text)[0]
+    opening = f'<svg width="{width}" height="{height}" {box} role="img" aria-label="{html.escape(title)}">'
+    return re.sub(r"<svg[^>]*>", lambda _: opening, text.replace("xlink:href", "href"), count=1)

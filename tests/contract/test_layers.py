@@ -1,0 +1,70 @@
+"""Imports go down only, and what plans imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+
+LAYERS = [  # a file may import from its own row and the rows above it
+    {"errors", "registry", "config", "study", "runs", "tracking", "__init__"},
+    {"data", "views", "backbones"},
+    {"objectives", "auxiliary"},
+    {"engine"},
+    {"evaluate", "report"},
+    {"stages", "cli", "__main__"},
+]
+LAZY = {"config", "study"}  # they read registers, whose __init__ files import nothing heavy
+
+
+def shelf(path, root):
+    return path.relative_to(root).parts[0].removesuffix(".py")
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        yield from (name.split(".")[1] for name in names if name.startswith("sandglass."))
+
+
+def test_imports_go_down_only(repo):
+    root = repo / "src" / "sandglass"
+    rank = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    wrong = []
+    for file in sorted(root.rglob("*.py")):
+        here = shelf(file, root)
+        assert here in rank, f"{here} has no layer"
+        for there in imported(ast.parse(file.read_text())):
+            if here not in LAZY and rank[there] > rank[here]:
+                wrong.append(f"{file.relative_to(root)} imports {there}")
+    assert not wrong, wrong
+
+
+def test_only_evaluation_opens_the_test_split(repo):
+    root = repo / "src" / "sandglass"
+    for file in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and any(k.arg == "evaluating" for k in node.keywords):
+                assert shelf(file, root) == "evaluate", file
+
+
+def test_the_command_line_starts_without_heavy_imports():
+    heavy = "{'torch', 'numpy', 'pandas', 'mlflow', 'timm', 'lightly', 'matplotlib'}"
+    code = f"import sys, sandglass.cli; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_in_under_half_a_second():
+    import time
+
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "sandglass", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.5, times
+
+
+def test_files_stay_short(repo):
+    long = {f.name: n for f in (repo / "src").rglob("*.py") if (n := len(f.read_text().splitlines())) > 500}
+    assert not long, long

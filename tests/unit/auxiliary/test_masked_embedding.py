@@ -1,0 +1,198 @@
+"""Masked embedding against its formula, its masks counted, its gradients taken apart, and its watch on collapse."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sandglass.auxiliary import AUXILIARY
+from sandglass.auxiliary.masked_embedding import MaskedEmbedding, effective_rank
+from sandglass.config import resolve
+from sandglass.data.loader import Batch, step_generator
+from sandglass.errors import Problem
+
+
+def task(channels: int = 12, grid_shape: tuple[int, int] = (4, 4), **overrides: Any) -> MaskedEmbedding:
+    torch.manual_seed(0)
+    return MaskedEmbedding(channels, grid_shape, resolve(AUXILIARY, "masked_embedding", {"depth": 1} | overrides))
+
+
+def batch_of(images: int, seed: int = 0) -> Batch:
+    rows = torch.arange(images)
+    return Batch([], torch.zeros(images, dtype=torch.int64), rows, step_generator(seed, 0, 0, "loss"))
+
+
+def rebuilt(me: MaskedEmbedding, grid: Tensor, masked: Tensor) -> Tensor:
+    """E_hat, cell by cell: (B,hw,C)."""
+    cells = [
+        [me.mask_token if hidden else grid[b, :, i // grid.shape[3], i % grid.shape[3]] for i, hidden in enumerate(row)]
+        for b, row in enumerate(masked.tolist())
+    ]
+    return me.blocks(torch.stack([torch.stack(row) for row in cells]) + me.positions)
+
+
+@pytest.mark.parametrize("ratio, masked", [(0.65, 42), (0.70, 45), (0.75, 48), (0.80, 52), (0.85, 55), (0.90, 58)])
+def test_masked_cells_of_64(ratio: float, masked: int) -> None:
+    me = task(grid_shape=(8, 8), ratio=ratio)
+    masks = me.draw(10, step_generator(0, 0, 0, "loss"))
+    assert masks.sum(dim=1).tolist() == [masked] * 10
+    assert float(me.loss(torch.randn(2, 12, 8, 8), batch_of(2))["mask_ratio"]) == pytest.approx(masked / 64)
+    assert len({tuple(row.tolist()) for row in masks}) == 10  # each image has its own
+
+
+def test_a_share_that_rounds_badly_still_leaves_a_cell() -> None:
+    assert task(grid_shape=(2, 5), ratio=0.9).masked_cells == 9  # 10 * (1 - 0.9) is 0.99999
+    assert task(grid_shape=(1, 2), ratio=0.95).masked_cells == 1
+
+
+@pytest.mark.parametrize("norm", ["none", "ln"])
+def test_loss_equals_the_formula(norm: str) -> None:
+    me, grid = task(grid_shape=(2, 5), target_norm=norm, ratio=0.65), torch.randn(3, 12, 2, 5)
+    masked = me.draw(3, batch_of(3).generator)
+    target = grid.flatten(2).transpose(1, 2)
+    if norm == "ln":
+        target = (target - target.mean(2, keepdim=True)) / (target.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+    squares = (rebuilt(me, grid, masked) - target).square()
+    assert float(me.loss(grid, batch_of(3))["loss"]) == pytest.approx(float(squares[masked].mean()), rel=1e-5)
+
+
+def test_nominal_divides_by_r_and_masked_by_what_is_masked() -> None:
+    """At r = 0.9, 58 of 64 cells are masked: the literal loss is 0.7 % larger."""
+    grid = torch.randn(2, 12, 8, 8)
+    literal = task(grid_shape=(8, 8), ratio=0.9, divide_by="nominal").loss(grid, batch_of(2))["loss"]
+    sound = task(grid_shape=(8, 8), ratio=0.9, divide_by="masked").loss(grid, batch_of(2))["loss"]
+    assert float(literal / sound) == pytest.approx((58 / 64) / 0.9)
+
+
+def test_what_is_said_of_visible_cells_does_not_count() -> None:
+    me, grid = task(), torch.randn(3, 12, 4, 4)
+    before = me.loss(grid, batch_of(3))["loss"]
+    masked = me.draw(3, batch_of(3).generator)
+    me.blocks.register_forward_hook(lambda module, given, said: said + 100 * ~masked[..., None])
+    assert torch.equal(me.loss(grid, batch_of(3))["loss"], before)
+
+
+def test_what_is_masked_is_not_seen() -> None:
+    """With the target set aside, only the visible cells have a gradient."""
+    me, grid = task(target="detached"), torch.randn(3, 12, 4, 4, requires_grad=True)
+    me.loss(grid, batch_of(3))["loss"].backward()
+    assert grid.grad is not None
+    reached = grid.grad.flatten(2).abs().sum(1) > 0
+    assert torch.equal(reached, ~me.draw(3, batch_of(3).generator))
+
+
+def test_attached_adds_exactly_the_target_term() -> None:
+    grid = torch.randn(3, 12, 4, 4, requires_grad=True)
+    slopes = {}
+    for target in ("attached", "detached"):
+        me = task(target=target, target_norm="none")
+        (slopes[target],) = torch.autograd.grad(me.loss(grid, batch_of(3))["loss"], grid)
+    masked = me.draw(3, batch_of(3).generator)
+    error = grid.flatten(2).transpose(1, 2) - rebuilt(me, grid, masked)
+    term = 2 * error * masked[..., None] / (masked.sum() * 12)
+    difference = (slopes["attached"] - slopes["detached"]).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(difference, term, rtol=1e-5, atol=1e-7)
+
+
+def test_parameters_at_the_thesis_size() -> None:
+    me = task(312, (8, 8), depth=4)
+    assert sum(p.numel() for p in me.parameters()) == 4_709_016
+
+
+def test_heads_that_do_not_divide_are_refused_with_those_that_do() -> None:
+    with pytest.raises(Problem, match="5 heads do not divide the 12") as caught:
+        task(heads=5)
+    assert "1, 2, 3, 4, 6, 12" in caught.value.fix
+
+
+def test_watch_by_hand() -> None:
+    """Two images of one row and two cells: (1,2) and (3,6)."""
+    me = task(1, (1, 2), heads=1, target_norm="none")
+    grid = torch.tensor([[[[1.0, 2.0]]], [[[3.0, 6.0]]]])
+    seen = me.loss(grid, batch_of(2))
+    assert float(seen["rms"]) == pytest.approx((50 / 4) ** 0.5)
+    assert float(seen["std_positions"]) == pytest.approx((0.5 + 1.5) / 2)
+    assert float(seen["std_batch"]) == pytest.approx((1 + 2) / 2)
+    assert float(seen["over_variance"]) == pytest.approx(float(seen["loss"]) / 3.5)
+
+
+def test_effective_rank_equals_its_definition() -> None:
+    rows = torch.randn(40, 7, dtype=torch.float64) @ torch.diag(torch.tensor([5, 3, 2, 1, 1, 0.5, 0.1]).double())
+    values = np.linalg.svd((rows - rows.mean(0)).numpy(), compute_uv=False)
+    share = values / values.sum()
+    assert float(effective_rank(rows)) == pytest.approx(float(np.exp(-(share * np.log(share)).sum())))
+    assert float(effective_rank(torch.ones(40, 7))) == 1
+    assert float(effective_rank(torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]))) == pytest.approx(2)
+
+
+def test_a_constant_grid_rings_every_bell() -> None:
+    seen = task().loss(torch.full((4, 12, 4, 4), 0.3), batch_of(4))
+    assert float(seen["std_positions"]) < 1e-6 and float(seen["std_batch"]) < 1e-6
+    assert float(seen["effective_rank"]) == 1
+    assert float(seen["rms"]) == pytest.approx(0.3)
+
+
+def epochs(me: MaskedEmbedding, scales: list[float]) -> list[bool]:
+    """Two steps of every epoch at each scale of the same grid, then the question."""
+    answers = []
+    for scale in scales:
+        for seed in (0, 1):
+            noise = torch.randn(8, 12, 4, 4, generator=torch.Generator().manual_seed(seed))
+            me.loss(scale * noise, batch_of(8))
+        answers.append(me.collapsed())
+    return answers
+
+
+def test_collapse_is_a_tenth_of_the_first_epoch() -> None:
+    assert epochs(task(), [1, 0.5, 0.11, 0.09, 2]) == [False, False, False, True, False]
+    assert task().collapsed() is False  # nothing seen yet
+
+
+def test_a_position_code_without_images_is_collapse() -> None:
+    """The scale of the grid stays; what differs between images goes."""
+    me, code = task(), torch.randn(1, 12, 4, 4)
+    assert epochs(me, [1]) == [False]
+    me.loss(code + 0.01 * torch.randn(8, 12, 4, 4), batch_of(8))
+    assert me.collapsed()
+
+
+def test_a_resumed_task_answers_as_the_unbroken_one() -> None:
+    whole, broken = task(), task()
+    for me in (whole, broken):
+        epochs(me, [1])
+        me.loss(0.01 * torch.randn(8, 12, 4, 4, generator=torch.Generator().manual_seed(7)), batch_of(8))  # mid-epoch
+    resumed = task()
+    resumed.load_state_dict(broken.state_dict())
+    grid = torch.randn(8, 12, 4, 4)
+    for _ in range(60):  # past the next measure of the rank
+        ours, theirs = resumed.loss(0.01 * grid, batch_of(8)), whole.loss(0.01 * grid, batch_of(8))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert resumed.collapsed() and whole.collapsed()
+
+
+def test_attached_shrinks_a_free_grid_and_detached_does_not() -> None:
+    """What the watch is for: a grid that is itself learned, under nothing but this loss."""
+    sizes = {}
+    for target in ("attached", "detached"):
+        me = task(target=target, target_norm="none")
+        grid = torch.randn(4, 12, 4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        search = torch.optim.Adam([grid, *me.parameters()], lr=1e-2)
+        for step in range(150):
+            search.zero_grad()
+            seen = me.loss(grid, batch_of(4, seed=step))
+            seen["loss"].backward()
+            search.step()
+        sizes[target] = float(seen["rms"])
+    assert sizes["attached"] < 0.7 < sizes["detached"]
+
+
+def test_layer_norm_target_does_not_see_scale() -> None:
+    grid = torch.randn(3, 12, 4, 4)
+    me = task(target_norm="ln")
+    me.blocks.register_forward_hook(lambda module, given, said: torch.zeros_like(said))
+    unit = F.layer_norm(torch.randn(5, 12), (12,)).square().mean()
+    for scale in (1.0, 10.0):
+        assert float(me.loss(scale * grid, batch_of(3))["loss"]) == pytest.approx(float(unit), rel=1e-3)

@@ -1,0 +1,77 @@
+"""Weight decay touches weights only; the schedule is what its formula says."""
+
+import math
+
+import torch
+from torch import nn
+
+from sandglass.backbones.grid import build
+from sandglass.engine.optim import build as build_optimizer
+from sandglass.engine.optim import parameter_groups
+from sandglass.engine.schedule import learning_rate_factor
+
+MEAN, STD = [0.5] * 3, [0.25] * 3
+
+
+def decayed(encoder):
+    groups = parameter_groups([encoder], 0.05)
+    ids = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
+    every = {id(p) for g in groups for p in g["params"]}
+    assert every == {id(p) for p in encoder.parameters() if p.requires_grad}, "each trainable parameter once"
+    return {name for name, p in encoder.model.named_parameters() if id(p) in ids}
+
+
+def test_no_decay_on_norms_biases_positions_and_tokens():
+    encoder = build("vit_tiny_patch16_224", 32, 10, MEAN, STD, {"patch_size": 8, "depth": 1, "embed_dim": 24})
+    names = decayed(encoder)
+    assert {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "head.weight"} <= names
+    assert not any(word in name for name in names for word in ("pos_embed", "cls_token", "norm", "bias"))
+
+
+def test_swin_bias_tables_are_not_decayed():
+    arguments = {"patch_size": 2, "window_size": 4, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 2)}
+    names = decayed(build("swin_tiny_patch4_window7_224", 32, 0, MEAN, STD, arguments))
+    assert names and not any("relative_position_bias_table" in name for name in names)
+
+
+def test_frozen_parameters_are_in_no_group_and_prefixes_scale():
+    net = nn.ModuleDict({"stem": nn.Linear(2, 2), "body": nn.Linear(2, 2), "off": nn.Linear(2, 2).requires_grad_(False)})
+    groups = parameter_groups([net], 0.1, {"stem": 0.1})
+    found = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+    assert len(found) == 4
+    assert found[id(net["stem"].weight)] == 0.1 and found[id(net["body"].weight)] == 1.0
+
+
+def test_adamw_leaves_undecayed_group_alone_at_zero_gradient():
+    net = nn.Linear(3, 3)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer = build_optimizer(parameter_groups([net], 0.5), "adamw", lr=0.1, momentum=0.9)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(net.bias, before["bias"])
+    assert torch.allclose(net.weight, before["weight"] * (1 - 0.1 * 0.5))
+
+
+def test_every_optimizer_descends():
+    for name, lr in (("adamw", 0.1), ("adam", 0.1), ("sgd", 0.1), ("lars", 10.0)):
+        torch.manual_seed(0)
+        net = nn.Linear(4, 1)
+        x, y = torch.randn(64, 4), torch.randn(64, 1)
+        optimizer = build_optimizer(parameter_groups([net], 1e-4), name, lr=lr, momentum=0.9)
+        first = None
+        for _ in range(20):
+            loss = (net(x) - y).square().mean()
+            first = first if first is not None else float(loss)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert float((net(x) - y).square().mean()) < first, name
+
+
+def test_schedule_by_hand():
+    factors = [learning_rate_factor(step, 10, 2, "cosine") for step in range(10)]
+    assert math.isclose(factors[0], 1 / 3) and math.isclose(factors[1], 2 / 3) and factors[2] == 1.0
+    assert math.isclose(factors[6], 0.5)
+    assert factors[2:] == sorted(factors[2:], reverse=True) and factors[-1] > 0
+    assert {learning_rate_factor(step, 10, 0, "constant") for step in range(10)} == {1.0}

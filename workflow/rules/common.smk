@@ -1,0 +1,51 @@
+# The plan, and the words that every rule uses. A run's path names what it computes, so inputs are `ancient`: results
+# decide by being there, never by file times.
+
+from pathlib import Path
+
+from sandglass.config import load
+from sandglass.errors import Problem
+from sandglass.study import plan
+
+PARAMS = config.get("params", "params.yaml")
+try:
+    SETTINGS = load(Path(PARAMS))
+    STUDY = config.get("study", SETTINGS.study)
+    RUNS = {run.key: run for run in plan(SETTINGS, STUDY)}
+except Problem as problem:
+    sys.exit(problem.screen())
+REPORT = next(run for run in RUNS.values() if run.stage == "report")
+CALL = f"--params {PARAMS} --study {STUDY}"
+
+
+wildcard_constraints:
+    run=r"[A-Za-z0-9_.+-]+",
+
+
+localrules:
+    all,
+    data,
+    report,
+    phase_data,
+    phase_pretrain,
+    phase_probe,
+    phase_finetune,
+    phase_attack,
+
+
+def results(stage):
+    """The result files of all runs of a stage."""
+    return [f"results/{run.result}" for run in RUNS.values() if run.stage == stage]
+
+
+def needs(stage):
+    """Input function: the result files that a run of this stage reads."""
+    return lambda wildcards: [ancient(f"results/{RUNS[key].result}") for key in RUNS[f"{stage}/{wildcards.run}"].needs]
+
+
+onsuccess:
+    shell("sandglass publish || true")  # tracking must not fail a study
+
+
+onerror:
+    shell("sandglass status {CALL} || true")
