@@ -144,9 +144,9 @@ def check(
         print(json.dumps(found, indent=1))
         return
     for row in found:
-        print(f"{row['name']} at {row['size']} px: {row['parameters']:,} parameters, {row['macs'] / 1e9:.3f} GMAC an image")
-        for stage in row["stages"]:
-            print(f"  {stage['name']:<24} {stage['channels']:>5} x {stage['height']} x {stage['width']}")
+        print(f"{row['backbone']} at {row['size']} px: {row['parameters']:,} parameters, {row['macs'] / 1e9:.3f} GMAC an image")
+        for stage, channels, height, width in row["stages"]:
+            print(f"  {stage:<24} {channels:>5} x {height} x {width}")
         for warning in row["warnings"]:
             print(f"  note: {warning}")
 

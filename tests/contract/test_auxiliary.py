@@ -31,7 +31,9 @@ def ask(task: Auxiliary, grid: Tensor, seed: int = 0) -> dict[str, Tensor]:
 
 
 def test_reading_the_register_imports_no_torch() -> None:
-    code = "import sys; from sandglass.auxiliary import AUXILIARY as A; print([*map(A.about, A)], 'torch' in sys.modules)"
+    code = (
+        "import sys; from sandglass.auxiliary import AUXILIARY as A; print([*map(A.about, A)], 'torch' in sys.modules)"
+    )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert told.rstrip().endswith("False")
 
@@ -64,7 +66,7 @@ def test_half_precision_in_float32_out(name: str, preset: str | None) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = ask(task, grid.bfloat16())["loss"]
     assert half.dtype == torch.float32
-    assert float(half) == pytest.approx(float(ask(task, grid)["loss"]), rel=0.02)  # bfloat16 keeps 8 bits
+    assert half.item() == pytest.approx(ask(task, grid)["loss"].item(), rel=0.02)  # bfloat16 keeps 8 bits
 
 
 @pytest.mark.parametrize("name, preset", CASES)

@@ -1,4 +1,4 @@
-# The plan, and the words that every rule uses. A run's path names what it computes, so inputs are `ancient`: results
+# The plan, and the words that all rules share. A run path names what it computes, so inputs are `ancient`: results
 # decide by being there, never by file times.
 
 from pathlib import Path

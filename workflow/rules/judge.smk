@@ -3,10 +3,14 @@ rule probe:
         needs("probe"),
     output:
         "results/probe/{run}/result.json",
+    params:
+        call=CALL,
     log:
         "logs/probe/{run}.log",
+    conda:
+        "../../envs/train.yaml"
     shell:
-        "sandglass probe {wildcards.run} {CALL} &> {log}"
+        "sandglass probe {wildcards.run} {params.call} &> {log}"
 
 
 rule finetune:
@@ -14,10 +18,14 @@ rule finetune:
         needs("finetune"),
     output:
         "results/finetune/{run}/result.json",
+    params:
+        call=CALL,
     log:
         "logs/finetune/{run}.log",
+    conda:
+        "../../envs/train.yaml"
     shell:
-        "sandglass finetune {wildcards.run} {CALL} &> {log}"
+        "sandglass finetune {wildcards.run} {params.call} &> {log}"
 
 
 rule attack:
@@ -25,7 +33,11 @@ rule attack:
         needs("attack"),
     output:
         "results/attack/{run}/result.json",
+    params:
+        call=CALL,
     log:
         "logs/attack/{run}.log",
+    conda:
+        "../../envs/train.yaml"
     shell:
-        "sandglass attack {wildcards.run} {CALL} &> {log}"
+        "sandglass attack {wildcards.run} {params.call} &> {log}"

@@ -3,9 +3,12 @@ rule report:
         [ancient(f"results/{RUNS[key].result}") for key in REPORT.needs],
     output:
         f"results/{REPORT.result}",
-    log:
-        f"logs/report/{STUDY}.log",
     params:
         run=REPORT.name,
+        call=CALL,
+    log:
+        f"logs/report/{STUDY}.log",
+    conda:
+        "../../envs/report.yaml"
     shell:
-        "sandglass report {params.run} {CALL} &> {log}"
+        "sandglass report {params.run} {params.call} &> {log}"

@@ -1,6 +1,5 @@
 """Masked embedding: hide a share r of the grid's cells and let a small transformer rebuild them from the others.
 
-
 E_hat = blocks(where(masked, token, E) + positions);  loss = mean over masked cells and channels of (E - E_hat)^2.
 With the target attached, the loss can also fall by shrinking E or making it constant; the scalars watch for that.
 The masking is that of He et al., arXiv 2111.06377; Das et al., arXiv 2310.20704, have features as an auxiliary target.

@@ -9,7 +9,7 @@ sits at (i + 1/2) K - 1/2, so that fine and coarse tokens see each other at thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from operator import mul
 from typing import Any, Literal, NamedTuple
@@ -17,12 +17,12 @@ from typing import Any, Literal, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, resample_abs_pos_embed
+from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, resample_abs_pos_embed, to_2tuple
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from sandglass.backbones import resnet_small, toy  # noqa: F401  (their ResNets serve as stems)
+from sandglass.backbones import resnet_small, toy  # noqa: F401  (ResNets that serve as stems)
 from sandglass.errors import Exit, Problem
 
 PAPER = "arXiv 2110.13711"
@@ -30,6 +30,7 @@ ABOUT = {
     "hourglass_tiny": "32 px in patches of 4, one level, trains in milliseconds: for the demo.",
     "hourglass_tiny_r": "The body of hourglass_tiny behind the first two layers of resnet_toy.",
     "hourglass_c8": "32 px in patches of 4, grids 8-4-8, 15M parameters, attention resampling.",
+    "flat_c8": "The flat control of hourglass_c8: a single level of as many blocks (12, the resampling ones included).",
     "hourglass_c8_linear": "32 px in patches of 4, grids 8-4-8, 15M parameters, linear resampling.",
     "hourglass_c16": "32 px in patches of 2, grids 16-8-16, 15M parameters.",
     "hourglass_c16_nested": "32 px in patches of 2, grids 16-8-4-8-16.",
@@ -125,8 +126,8 @@ class Shorten(nn.Module):
         short = self.pool(F.pad(grid, beyond))
         if any(beyond):
             held = F.avg_pool2d(F.pad(torch.ones_like(grid[:1, :1]), beyond), k)
-            bias = self.pool.bias[:, None, None]
-            short = (short - bias) / held + bias
+            bias: Any = self.pool.bias
+            short = (short - bias[:, None, None]) / held + bias[:, None, None]
         short = short.flatten(2).transpose(1, 2)
         return short if self.attend is None else self.attend(short, coarse, x, fine)
 
@@ -207,23 +208,19 @@ class Hourglass(nn.Module):
         self.grad_checkpointing = False
 
         if stem is None:
-            self.stem: nn.Module = nn.Sequential(
-                PatchEmbed(None, patch_size, in_chans, embed_dim, flatten=False), nn.GELU()
-            )
-            self.proj = nn.Conv2d(embed_dim, embed_dim, 1)
-            reduction = patch_size
+            self.stem = nn.Sequential(nn.Conv2d(in_chans, embed_dim, patch_size, patch_size), nn.GELU())
+            self.proj, self.reduction = nn.Conv2d(embed_dim, embed_dim, 1), patch_size
         else:
             self.stem, width, reduction = cut_resnet(stem, stem_layers, in_chans)
-            self.proj = nn.Conv2d(width, embed_dim, patch_size, patch_size)
-            reduction *= patch_size
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.grid_size = (-(-height // reduction), -(-width // reduction))
+            self.proj, self.reduction = nn.Conv2d(width, embed_dim, patch_size, patch_size), reduction * patch_size
+        self.patched = patch_size > 1  # then the image has to be a multiple of the reduction; a convolution rounds up
+        self.grid_size = tuple(-(-n // self.reduction) for n in to_2tuple(img_size))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid_size[0] * self.grid_size[1], embed_dim))
 
         cross = resampling == "attn"
         sides = len(factors) if up else 0
         total = sum(depths) + cross * len(factors) + sum(depths[:sides]) + cross * sides
-        rates = iter(calculate_drop_path_rates(drop_path_rate, total))
+        rates: Iterator[Any] = iter(calculate_drop_path_rates(drop_path_rate, total))
 
         def block(crossing: bool = False) -> Block:
             return Block(embed_dim, num_heads, mlp_ratio, next(rates), crossing)
@@ -238,10 +235,10 @@ class Hourglass(nn.Module):
         for depth, factor in reversed(list(zip(depths[:sides], factors))):
             self.lengthen.append(Lengthen(embed_dim, factor, block(True) if cross else None))
             self.after.append(nn.ModuleList(block() for _ in range(depth)))
-        self.norm = nn.LayerNorm(embed_dim)
+        self.norm: nn.Module = nn.LayerNorm(embed_dim)
         self.head = ClassifierHead(embed_dim, num_classes, global_pool, drop_rate)
         self.feature_info = [
-            {"num_chs": embed_dim, "reduction": reduction * factor, "module": f"before.{i}"}
+            {"num_chs": embed_dim, "reduction": self.reduction * factor, "module": f"before.{i}"}
             for i, factor in enumerate(self.factors)
         ]
         self.init_weights()
@@ -254,10 +251,11 @@ class Hourglass(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for shorten in self.shorten:
-            average_(shorten.pool.weight, noise=0.002)
-        for lengthen in self.lengthen:
-            copy_(lengthen.spread.weight, noise=0.002)
+        for module in self.modules():
+            if isinstance(module, Shorten):
+                average_(module.pool.weight, noise=0.002)
+            elif isinstance(module, Lengthen):
+                copy_(module.spread.weight, noise=0.002)
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed"}
@@ -268,7 +266,7 @@ class Hourglass(nn.Module):
             "stem": r"^stem|^proj|^pos_embed",
             "down": [(rf"^before\.(\d+){tail}", None), (r"^shorten\.(\d+)", (1000,))],
             "up": [(r"^lengthen\.(\d+)", None), (rf"^after\.(\d+){tail}", None)],
-            "norm": (r"^norm", (99999,)),
+            "norm": [(r"^norm", (99999,))],
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -282,13 +280,15 @@ class Hourglass(nn.Module):
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.head.reset(num_classes, global_pool)
 
-    def _blocks(self, blocks: nn.ModuleList, x: Tensor, at: Level) -> Tensor:
+    def _blocks(self, blocks: Any, x: Tensor, at: Level) -> Tensor:
         for block in blocks:
             x = checkpoint(block, x, at) if self.grad_checkpointing and self.training else block(x, at)
         return x
 
     def _embed(self, images: Tensor) -> tuple[Tensor, list[Level]]:
         """Tokens (B, N, C) of the finest grid, and all levels."""
+        if self.patched and any(n % self.reduction for n in images.shape[-2:]):
+            raise ValueError(f"images of {tuple(images.shape[-2:])} do not divide into patches of {self.reduction}")
         grid = self.proj(self.stem(images))
         h, w = grid.shape[-2:]
         position = self.pos_embed
@@ -361,7 +361,7 @@ class Hourglass(nn.Module):
 
 def cut_resnet(name: str, layers: int, in_chans: int = 3) -> tuple[nn.Sequential, int, int]:
     """The first `layers` layers of a timm ResNet under their own names, the width of their map and its reduction."""
-    resnet = timm.create_model(name, num_classes=0, in_chans=in_chans)
+    resnet: Any = timm.create_model(name, num_classes=0, in_chans=in_chans)
     stem = nn.Sequential()
     for child, module in resnet.named_children():
         stem.add_module(child, module)
@@ -400,11 +400,12 @@ _c8 = {"img_size": 32, "patch_size": 4, "embed_dim": 312}
 _c16 = {"img_size": 32, "patch_size": 2, "embed_dim": 312}
 _s12 = {"img_size": 96, "stem": "resnet50", "embed_dim": 384}
 _i28 = {"img_size": 224, "stem": "resnet50", "embed_dim": 384}
-_tiny = {"img_size": 32, "embed_dim": 64, "num_heads": 4, "depths": (1, 2), "mlp_ratio": 2.0, "resampling": "linear"}
+_tiny = {"img_size": 32, "embed_dim": 64, "num_heads": 4, "depths": (0, 3), "resampling": "linear"}
 CONFIGS: dict[str, dict[str, Any]] = {
     "hourglass_tiny": {**_tiny, "patch_size": 4},
     "hourglass_tiny_r": {**_tiny, "stem": "resnet_toy", "patch_size": 2},
     "hourglass_c8": _c8,
+    "flat_c8": {**_c8, "depths": (12,), "factors": ()},
     "hourglass_c8_linear": {**_c8, "depths": (3, 6), "resampling": "linear"},
     "hourglass_c16": _c16,
     "hourglass_c16_nested": {**_c16, "depths": (1, 1, 4), "factors": (2, 2)},
@@ -440,7 +441,8 @@ default_cfgs = generate_default_cfgs(
 def _entry(name: str) -> Callable[..., Hourglass]:
     def entry(pretrained: bool = False, **kwargs: Any) -> Hourglass:
         arguments = {**CONFIGS[name], **kwargs}
-        return build_model_with_cfg(Hourglass, name, pretrained, feature_cfg={"feature_cls": "getter"}, **arguments)
+        feature_cfg = {"feature_cls": "getter", "out_indices": len(arguments.get("depths", "12"))}
+        return build_model_with_cfg(Hourglass, name, pretrained, feature_cfg=feature_cfg, **arguments)
 
     entry.__name__ = entry.__qualname__ = name
     return register_model(entry)

@@ -24,10 +24,11 @@ class SmallResNet(ResNet):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        width = self.bn1.num_features
-        self.conv1 = nn.Conv2d(self.in_chans, width, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.maxpool = nn.Identity()
+        width: Any = self.bn1.num_features
+        conv = nn.Conv2d(self.in_chans, width, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        self.add_module("conv1", conv)
+        self.add_module("maxpool", nn.Identity())
         for info, reduction in zip(self.feature_info, (1, 1, 2, 4, 8)):
             info["reduction"] = reduction
 

@@ -1,12 +1,12 @@
-"""Small models for tests and controls: `toy`, `resnet_toy`, and flat transformers to set beside the Hourglass.
+"""Small models: `toy` and `resnet_toy` for tests, and `vit_tiny_flat`, an ordinary ViT to set beside hourglass_tiny.
 
-A flat control has the stem's grid, the width and the heads of its Hourglass and as many transformer layers as that has
-blocks, the resampling ones included. Other controls need no name of their own: any timm ViT takes `embed_dim`, `depth`,
-`num_heads` and `patch_size` as arguments.
+The ViT (Dosovitskiy et al. 2021, arXiv 2010.11929) has that Hourglass's grid, width, heads and number of blocks. Other
+such controls need no name: any timm ViT takes `embed_dim`, `depth`, `num_heads` and `patch_size` as arguments.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from timm.layers import ClassifierHead
@@ -26,7 +26,6 @@ ABOUT = {
     "toy": "Three convolutions with batch norm, six thousand parameters: for tests.",
     "resnet_toy": "A ResNet of width 16 with one block a stage and a 3x3 stride-1 stem: for tests.",
     "vit_tiny_flat": "The flat control of hourglass_tiny: a ViT of the same grid, width, heads and number of blocks.",
-    "flat_c8": "The flat control of hourglass_c8: a ViT of the same grid, width, heads and number of blocks.",
 }
 
 
@@ -42,7 +41,7 @@ class Toy(nn.Module):
         self.num_features = self.head_hidden_size = widths[-1]
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(widths, widths[1:])
+            for a, b in pairwise(widths)
         )
         self.feature_info = [
             {"num_chs": width, "reduction": 2 ** (i + 1), "module": f"stages.{i}"} for i, width in enumerate(widths[1:])
@@ -86,20 +85,24 @@ class Toy(nn.Module):
 
 
 _cfg = {"num_classes": 1000, "input_size": (3, 32, 32), "license": "apache-2.0"}
-_vit = {**_cfg, "first_conv": "patch_embed.proj", "classifier": "head", "fixed_input_size": True}
 default_cfgs = generate_default_cfgs(
     {
         "toy": {**_cfg, "first_conv": "stages.0.0", "classifier": "head.fc"},
         "resnet_toy": {**_cfg, "first_conv": "conv1", "classifier": "fc"},
-        "vit_tiny_flat": _vit,
-        "flat_c8": _vit,
+        "vit_tiny_flat": {
+            **_cfg,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "fixed_input_size": True,
+        },
     }
 )
 
 
 @register_model
 def toy(pretrained: bool = False, **kwargs: Any) -> Toy:
-    return build_model_with_cfg(Toy, "toy", pretrained, **kwargs)
+    feature_cfg = {"feature_cls": "getter", "out_indices": 3}
+    return build_model_with_cfg(Toy, "toy", pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
 @register_model
@@ -109,19 +112,14 @@ def resnet_toy(pretrained: bool = False, **kwargs: Any) -> SmallResNet:
     return small_resnet("resnet_toy", pretrained, **{"block": BasicBlock, **shape, **kwargs})
 
 
-def _flat(name: str, pretrained: bool, **arguments: Any) -> VisionTransformer:
-    """A ViT without a class token, pooled after its final norm like the Hourglass."""
-    shape = {"img_size": 32, "patch_size": 4, "class_token": False, "global_pool": "avg", "fc_norm": False}
-    return build_model_with_cfg(
-        VisionTransformer, name, pretrained, feature_cfg={"feature_cls": "getter"}, **{**shape, **arguments}
-    )
-
-
 @register_model
 def vit_tiny_flat(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    return _flat("vit_tiny_flat", pretrained, **{"embed_dim": 64, "num_heads": 4, "depth": 6, **kwargs})
-
-
-@register_model
-def flat_c8(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    return _flat("flat_c8", pretrained, **{"embed_dim": 312, "num_heads": 6, "depth": 12, **kwargs})
+    # no class token, and pooled after the final norm, like the Hourglass
+    shape = {"embed_dim": 64, "num_heads": 4, "depth": 3, "class_token": False, "global_pool": "avg", "fc_norm": False}
+    return build_model_with_cfg(
+        VisionTransformer,
+        "vit_tiny_flat",
+        pretrained,
+        feature_cfg={"feature_cls": "getter", "out_indices": 3},
+        **{"img_size": 32, "patch_size": 4, **shape, **kwargs},
+    )

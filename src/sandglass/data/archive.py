@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import re
 import stat
 import struct
@@ -45,8 +46,9 @@ _DAMAGED = (
 def extract(archive: Path, target: Path) -> Path:
     """Unpack `archive` as the new folder `target`, which must not exist.
 
-    Raises Problem: A-101 (65) not an archive; A-102 (65) damaged or ended early; A-103 (77) unsafe name; A-104 (77) link;
-    A-105 (77) device or other special member; A-106 (77) over a limit; A-107 (65) names that collide; A-108 (65) encrypted.
+    Raises Problem: A-101 (65) not an archive; A-102 (65) damaged or ended early; A-103 (77) unsafe name; A-104 (77)
+    link; A-105 (77) device or other special member; A-106 (77) over a limit; A-107 (65) names that collide; A-108 (65)
+    encrypted. A full disk stays an OSError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as staging:
@@ -93,7 +95,7 @@ class _Tree:
         self.unpacked += count
         if self.unpacked > self.limit:
             size = self.archive.stat().st_size
-            why = f"more than {self.limit:,} bytes come out of {size:,} (at most {MAX_RATIO} times as many, or {MAX_BYTES:,})"
+            why = f"more than {self.limit:,} bytes come out of {size:,} (at most {MAX_RATIO} times as many)"
             raise self.problem("A-106", Exit.REFUSED, "the archive is a bomb, or far too large", why)
 
     def _admit(self, name: str) -> tuple[str, ...]:
@@ -103,24 +105,19 @@ class _Tree:
             raise self.problem(
                 "A-106", Exit.REFUSED, f"more than {MAX_MEMBERS:,} members", "no image set needs so many"
             )
-        why = (
-            "a NUL byte"
-            if "\0" in name
-            else "an absolute path"
-            if name.startswith("/")
-            else "a backslash"
-            if "\\" in name
-            else "a drive letter"
-            if re.match(r"[A-Za-z]:", name)
-            else "a path that leaves the archive"
-            if ".." in name.split("/")
-            else "a name longer than file systems allow"
-            if any(len(part.encode(errors="surrogateescape")) > 255 for part in name.split("/")) or len(name) > 2048
-            else ""
-        )
+        steps = name.split("/")
+        unsafe = {
+            "a NUL byte": "\0" in name,
+            "an absolute path": name.startswith("/"),
+            "a backslash": "\\" in name,
+            "a drive letter": bool(re.match(r"[A-Za-z]:", name)),
+            "a path that leaves the archive": ".." in steps,
+            "longer than file systems allow": len(name) > 2048 or any(len(os.fsencode(step)) > 255 for step in steps),
+        }
+        why = next((text for text, found in unsafe.items() if found), "")
         if why:
             raise self.problem("A-103", Exit.REFUSED, f"unsafe name {name!r}", why)
-        return tuple(part for part in name.split("/") if part not in ("", "."))
+        return tuple(part for part in steps if part not in ("", "."))
 
     def _claim(self, parts: tuple[str, ...], name: str, *, is_file: bool) -> Path:
         """The path of a member, its folders made. No two members may differ in case or Unicode form only."""
@@ -154,6 +151,12 @@ def _special(tree: _Tree, name: str, kind: str) -> Problem:
     return tree.problem("A-105", Exit.REFUSED, f"{name!r} is a {kind}", "only regular files and folders are accepted")
 
 
+def _if_of_the_disk(error: Exception) -> None:
+    """Raise what the system said (a full disk); a decompressor's OSError has no number."""
+    if isinstance(error, OSError) and error.errno:
+        raise error
+
+
 # --------------------------------------------------------------------------------------------- tar
 
 
@@ -181,7 +184,7 @@ def _untar(file: BinaryIO, head: bytes, tree: _Tree) -> None:
     try:
         with tarfile.open(fileobj=cast(Any, stream), mode="r|", tarinfo=Member, errors="surrogateescape") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # tarfile would keep them all
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
                 if member.isdir():
                     tree.folder(member.name)
                 elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
@@ -193,6 +196,7 @@ def _untar(file: BinaryIO, head: bytes, tree: _Tree) -> None:
             while stream.read(CHUNK_BYTES):
                 tree.count_bytes(CHUNK_BYTES)  # the tail: its check sums count too
     except (*_DAMAGED, _Damaged) as error:
+        _if_of_the_disk(error)
         raise _broken(tree, error, stream.position, head) from None
 
 
@@ -275,6 +279,7 @@ def _unzip(file: BinaryIO, tree: _Tree) -> None:
                     with opened.open(member) as source:
                         tree.file(name, source)
     except (*_DAMAGED, RuntimeError) as error:
+        _if_of_the_disk(error)
         raise tree.problem(
             "A-102",
             Exit.CONTENT,

@@ -39,8 +39,9 @@ CHUNK_BYTES = 1 << 20
 def fetch(entry: Entry, raw: Path, mirror: str | None = None, say: Say = print) -> Path | None:
     """The archive or folder of a data set, verified; None for an embedded one. Downloads go to raw/<name>/.
 
-    Raises Problem: D-102 (66) a local source is not there; D-103 (66) it must be fetched by hand; N-101 (69) no address
-    answers; N-102 (69) a web page came instead; N-103 (77) too large; N-104 (65) wrong checksum; N-105 (78) bad address.
+    Raises Problem: D-102 (66) a local source is not there; D-103 (66) it must be fetched by hand; N-101 (69) no
+    address answers; N-102 (69) a web page came instead; N-103 (77) too large; N-104 (65) wrong checksum; N-105 (78)
+    an address that cannot be used.
     """
     if not entry.source and not entry.by_hand:
         return None
@@ -111,7 +112,7 @@ def _by_hand(entry: Entry, target: Path, mirror: str | None) -> Problem:
 
 
 def _verify(file: Path, entry: Entry, *, set_aside: bool, final: Path | None = None) -> None:
-    """Check the sum of `file`; if it fits, give it its `final` name, else move it out of the way as .bad if it is ours."""
+    """Check the sum of `file`; if it fits, give it its `final` name, else (if it is ours) set it aside as .bad."""
     kind, _, expected = entry.checksum.partition(":")
     if kind:
         with file.open("rb") as opened:
@@ -130,7 +131,7 @@ def _verify(file: Path, entry: Entry, *, set_aside: bool, final: Path | None = N
                 f"{name} is not the file it should be",
                 where=str(bad if set_aside else file),
                 why=f"{kind} {found}, expected {expected}; {size:,} bytes{published}",
-                fix="run again to download anew" if entry.source else f"fetch it anew from {entry.homepage}",
+                fix="run again to download anew, or declare what you have under data.sets with its sha256",
                 kept=f"the file, as {bad.name}; nothing was unpacked" if set_aside else "nothing changed",
             )
     if final:
@@ -174,99 +175,96 @@ def _download(entry: Entry, addresses: list[str], target: Path, say: Say) -> Non
                     time.sleep(wait)
                     wait *= 2
     kept = f"{_size(part):,} bytes in {part}; they are continued" if _size(part) else "nothing changed"
+    advice = f"run this where there is a network, or put the file at {target},"
     raise Problem(
         code,
         Exit.NETWORK,
         f"cannot download {entry.name}" if code == "N-101" else f"a server sent a web page instead of {entry.name}",
         where="\n".join(reasons),
-        fix=f"run this where there is a network, or put the file at {target},\nor name a folder or address that has it: data.mirror",
+        fix=f"{advice}\nor set data.mirror to a folder or an address that has it",
         kept=kept,
     )
 
 
 def _transfer(entry: Entry, address: str, part: Path, meter: Meter) -> None:
     """One connection: append to `part`, or begin it anew if the server does not continue it."""
-    limit = entry.bytes or MAX_BYTES
-    have = _size(part)
-    request = urllib.request.Request(
-        address, headers={"User-Agent": f"sandglass/{__version__}", "Accept-Encoding": "identity"}
-    )
+    limit, have = entry.bytes or MAX_BYTES, _size(part)
+    headers = {"User-Agent": f"sandglass/{__version__}", "Accept-Encoding": "identity"}
     # Without a validator only the checksum can tell that the two halves belong together.
     validator = _tag(part).read_text() if _tag(part).exists() else ""
     if have and (validator or entry.checksum):
-        request.add_header("Range", f"bytes={have}-")
-        if validator:
-            request.add_header("If-Range", validator)
-    with _open(request, part) as response:
-        start = _continues_at(response)
-        if start != have:
-            start = 0 if response.status == 200 else -1
-        if start < 0:
-            part.unlink(missing_ok=True)
-            raise _Cut("the server continued at the wrong byte")
-        _remember(part, response)
+        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
+    with _open(urllib.request.Request(address, headers=headers)) as response:
+        if response.status == 416:  # nothing there after what we have: it is whole, or not a beginning of this file
+            if response.headers.get("Content-Range") == f"bytes */{have}":
+                return
+            part.unlink()
+            raise _Cut("the server has fewer bytes than were kept; starting anew")
+        start = _first_byte(response)
+        if start not in (0, have):
+            part.unlink()
+            raise _Cut("the server continued at the wrong byte; starting anew")
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else None
         if total is not None and total > limit:
             raise _too_large(entry, address, total, limit)
+        began = time.monotonic()
         head = b""
-        meter.total, meter.done = total, start
-        window, brought = time.monotonic(), 0
+        while start == 0 and len(head) < 32 and (chunk := _read(response)):
+            head += chunk
+        if start == 0 and (response.headers.get_content_type() == "text/html" or looks_like_html(head)):
+            raise _Useless("a web page came instead of the file (a login, a proxy, a moved page?)")
+        _remember(part, response)
+        meter.begin(start, total)
+        brought = 0
         with part.open("ab" if start else "wb") as file:
-            while chunk := _read(response):
-                if start == 0 and len(head) < 64:
-                    head += chunk[:512]
-                if start == 0 and (_looks_like_html(head) or response.headers.get_content_type() == "text/html"):
-                    file.close()
-                    part.unlink()
-                    _tag(part).unlink(missing_ok=True)
-                    raise _Useless("a web page came instead of the file (a login, a proxy, a moved page?)")
+            while chunk := head or _read(response):
+                head = b""
                 file.write(chunk)
                 meter.advance(len(chunk))
                 if meter.done > limit:
                     raise _too_large(entry, address, meter.done, limit)
                 brought += len(chunk)
-                if (spent := time.monotonic() - window) > STALL_SECONDS:
+                if (spent := time.monotonic() - began) > STALL_SECONDS:
                     if brought < SLOWEST_BYTES:
                         raise _Useless(f"stalled: {brought:,} bytes in {spent:.0f} s")
-                    window, brought = time.monotonic(), 0
+                    began, brought = time.monotonic(), 0
         if total is not None and meter.done < total:
             raise _Cut(f"the connection ended at byte {meter.done:,} of {total:,}")
 
 
-def _open(request: urllib.request.Request, part: Path) -> Any:
+def _open(request: urllib.request.Request) -> Any:
     try:
         return urllib.request.urlopen(request, timeout=STALL_SECONDS)
     except urllib.error.HTTPError as error:
+        if error.code == 416:
+            return error  # an answer to a Range, with headers that matter
         error.close()
-        if error.code == 416:  # what we have is not a beginning of what is there
-            part.unlink(missing_ok=True)
-            raise _Cut("the server has fewer bytes than were kept; starting anew") from None
-        kind = _Cut if error.code in (408, 425, 429) or error.code >= 500 else _Useless
-        raise kind(f"HTTP {error.code} {error.reason}") from None
+        passing = error.code in (408, 425, 429) or error.code >= 500
+        raise (_Cut if passing else _Useless)(f"HTTP {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise _Cut(_network_reason(error)) from None
+        raise _network_failure(error) from None
 
 
 def _read(response: Any) -> bytes:
     """What has arrived, at most CHUNK_BYTES; read1 returns after each packet, so a slow drip is noticed."""
     try:
         return bytes(response.read1(CHUNK_BYTES))
-    except TimeoutError:
-        raise _Useless(f"stalled: no byte in {STALL_SECONDS:.0f} s") from None
     except (OSError, http.client.HTTPException) as error:
-        raise _Cut(_network_reason(error)) from None
+        raise _network_failure(error) from None
 
 
-def _network_reason(error: Exception) -> str:
+def _network_failure(error: Exception) -> _Cut | _Useless:
     reason = getattr(error, "reason", error)
+    if isinstance(reason, TimeoutError):
+        return _Useless(f"stalled: nothing in {STALL_SECONDS:g} s")
     if isinstance(reason, socket.gaierror):
-        return "the name is not found (no network?)"
-    return str(reason) or type(reason).__name__
+        return _Cut("the name is not found (no network?)")
+    return _Cut(str(reason) or type(reason).__name__)
 
 
-def _continues_at(response: Any) -> int:
-    """The first byte the server sends: 0 for a whole answer, -1 for a part that does not say."""
+def _first_byte(response: Any) -> int:
+    """Where the answer begins in the file: 0 for a whole answer, -1 for a part that does not say."""
     if response.status != 206:
         return 0
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
@@ -291,7 +289,7 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _looks_like_html(head: bytes) -> bool:
+def looks_like_html(head: bytes) -> bool:
     return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:14].lower().startswith((b"<!doctype html", b"<html"))
 
 
@@ -328,6 +326,9 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         if self.bar:
             self.bar.stop()
+
+    def begin(self, done: int, total: int | None) -> None:
+        self.done, self.total = done, total
 
     def advance(self, count: int) -> None:
         before, self.done = self.done, self.done + count

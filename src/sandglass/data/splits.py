@@ -1,8 +1,8 @@
 """Which images belong to which part: a validation split cut from the training images, and nested label fractions.
 
-Everything is an index array made from (labels, fraction, seed) alone. The order within a class comes from a counter hash
-(SplitMix64, Steele et al. 2014), not from a library's generator, so the same seed names the same images for ever. A
-class of n images gives round(f n) of its first images, at least one, hence 1 % lies within 10 % within 100 %.
+Everything is an index array made from (labels, fraction, seed) alone. The order within a class comes from a hash of
+counters (SplitMix64, Steele et al. 2014), not from a library's generator: the same seed names the same images for
+ever. A class of n images gives round(f n) of its first images, at least one, hence 1 % lies within 10 % within 100 %.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """Weighted k-nearest-neighbour probe: neighbours among the training images vote, each with exp(cosine / temperature).
 
-
 score_c = sum over the k nearest j of exp(s_j / T) [y_j = c].
 Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, arXiv 1805.01978.
 """

@@ -1,6 +1,6 @@
 """The figures of the page, one function each, in one style: charts as inline SVG, pictures as PNG data addresses.
 
-A chart is 4 inches wide, so that two or three stand side by side on a screen and one fills a phone without its text
+A chart is narrow, so that two or three stand side by side on a screen and one fills a phone without its text
 becoming small; its text is text, in the page's own font. Colours are those of Okabe and Ito (2008), which readers with
 any colour vision tell apart, and for classes those of Paul Tol; groups keep their colour from chart to chart because
 they keep their order.
@@ -19,6 +19,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 INK, FAINT, RULE = "#1d2733", "#68737f", "#d9dee3"
@@ -35,7 +36,7 @@ CLASSES = (
     "#DDAA33",
     "#777777",
 )  # Tol, muted
-WIDTH = 4.0  # inches, shown at 96 px an inch
+WIDTH = 3.6  # inches, shown at 96 px an inch
 POINTS = 300  # a curve is averaged to at most so many
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -67,11 +68,13 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
 }
 
+HALO = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}  # lifts text off the grid
+
 Curve = tuple[np.ndarray, np.ndarray]  # x, y
 
 
-def curves(groups: dict[str, list[Curve]], ylabel: str, xlabel: str = "epoch") -> str:
-    """What was logged while training: each seed a thin line, the mean over seeds a bold one, a colour per group."""
+def curves(groups: dict[str, list[Curve]], metric: str) -> str:
+    """A metric by epoch: each seed a thin line, the mean over seeds a bold one, a colour per group."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(2.6)
         for (name, seeds), colour in zip(groups.items(), _cycle(COLOURS)):
@@ -81,32 +84,39 @@ def curves(groups: dict[str, list[Curve]], ylabel: str, xlabel: str = "epoch") -
             if thinned:
                 x, mean = _mean(thinned)
                 axes.plot(x, mean, color=colour, linewidth=1.8, label=name)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.margins(x=0.01)
         _legend(axes, len(groups))
-        return _svg(figure, f"{ylabel} by {xlabel}: {', '.join(groups)}")
+        return _svg(figure, f"{metric} by epoch: {', '.join(groups)}")
 
 
-def dots(rows: list[tuple[str, str, Sequence[float]]], xlabel: str) -> str:
+def dots(rows: list[tuple[str, str, Sequence[float]]], xlabel: str, span: tuple[float, float]) -> str:
     """One line per (label, group, values): every seed a dot, their mean a bar, and the numbers in words at the end.
 
-    Values are fractions and shown in percent. Lines of a group share a colour.
+    Values are fractions and shown in percent, on an axis that holds `span`. Lines of a group share a colour.
     """
     order = list(dict.fromkeys(group for _, group, _ in rows))
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(0.55 + 0.4 * len(rows))
+        figure, axes = _axes(0.5 + 0.46 * len(rows))
         for y, (label, group, values) in enumerate(rows):
             colour, percent = COLOURS[order.index(group) % len(COLOURS)], 100 * np.asarray(values, float)
             axes.axhline(y, color=RULE, linewidth=0.6, zorder=0)
             axes.plot(percent, np.full(len(percent), y), "o", color=colour, markersize=5, alpha=0.6, markeredgewidth=0)
-            axes.plot([percent.mean()] * 2, [y - 0.2, y + 0.2], color=colour, linewidth=2.2)
+            axes.plot([percent.mean()] * 2, [y - 0.17, y + 0.17], color=colour, linewidth=2.2)
             spread = f" ± {percent.std(ddof=1):.1f}" if len(percent) > 1 else ""
-            place: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "bottom"}
-            axes.annotate(label, (0, y), (0, 4), ha="left", **place)
-            axes.annotate(f"{percent.mean():.1f}{spread}", (1, y), (0, 4), ha="right", **place)
-        axes.set(xlabel=xlabel, ylim=(len(rows) - 0.6, -0.75), yticks=[])
+            place: Any = {
+                "xycoords": ("axes fraction", "data"),
+                "textcoords": "offset points",
+                "va": "bottom",
+                "bbox": HALO,
+            }
+            axes.annotate(label, (0, y), (0, 7), ha="left", **place)
+            axes.annotate(f"{percent.mean():.1f}{spread}", (1, y), (0, 7), ha="right", **place)
+        axes.set(xlabel=xlabel, ylim=(len(rows) - 0.7, -0.7), yticks=[])
         axes.spines["left"].set_visible(False)
-        axes.margins(x=0.08)
+        margin = 0.08 * (span[1] - span[0]) + 0.005
+        axes.set_xlim(100 * (span[0] - margin), 100 * (span[1] + margin))
         axes.grid(axis="y", visible=False)
         return _svg(
             figure, f"{xlabel}: " + "; ".join(f"{label} {100 * np.mean(values):.1f}" for label, _, values in rows)
@@ -116,7 +126,7 @@ def dots(rows: list[tuple[str, str, Sequence[float]]], xlabel: str) -> str:
 def epsilons(groups: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     """Accuracy by strength of attack: (epsilons (E,) in 1/255, values (seeds, E)) -> mean and a band of one deviation."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(2.8)
+        figure, axes = _axes(2.7)
         ticks = sorted({float(e) for epsilon, _ in groups.values() for e in epsilon})
         for (name, (epsilon, values)), colour in zip(groups.items(), _cycle(COLOURS)):
             mean, percent = 100 * values.mean(axis=0), 100 * values
@@ -128,7 +138,7 @@ def epsilons(groups: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
         axes.set_xscale("symlog", base=2, linthresh=min(positive, default=1.0))
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set(xlabel="ε, in 1/255 of the pixel range", ylabel="accuracy, %", ylim=(0, None))
+        axes.set(xlabel="ε, in 1/255 of the pixel range", ylabel="accuracy, %", ylim=(0, 100))
         _legend(axes, len(groups))
         return _svg(figure, f"accuracy by attack strength: {', '.join(groups)}")
 
@@ -136,7 +146,7 @@ def epsilons(groups: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
 def embedding(xy: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
     """Features of (N,) images in two dimensions, coloured by class; each class is named where its middle is."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(3.4)
+        figure, axes = _axes(3.1)
         present = [int(label) for label in np.unique(labels) if label >= 0]
         for label, colour in zip(present, _cycle(CLASSES)):
             x, y = xy[labels == label].T

@@ -34,7 +34,7 @@ def draw_below(limit: Tensor, generator: Generator) -> Tensor:
 
 
 def only(images: Tensor, gate: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
-    """images[gate] = operation(images[gate], parameters[gate]), in place; the gate (B,) is on the CPU: no device sync."""
+    """In place: images[gate] = operation(images[gate], parameters[gate]). gate (B,) is on the CPU: no device sync."""
     chosen = gate.nonzero().squeeze(1)
     if len(chosen):
         there = chosen.to(images.device)
@@ -64,7 +64,10 @@ def draw_crop(sizes: Tensor, scale: tuple[float, float], generator: Generator) -
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.int().argmax(0, keepdim=True)  # argmax names the first of equals
     place = torch.rand(2, n, generator=generator, dtype=torch.float64)
-    largest_h, largest_w = torch.minimum(height, (width / narrow).round()), torch.minimum(width, (height * wide).round())
+    largest_h, largest_w = (
+        torch.minimum(height, (width / narrow).round()),
+        torch.minimum(width, (height * wide).round()),
+    )
     found = fits.any(0)
     h = torch.where(found, h.gather(0, first)[0], largest_h)
     w = torch.where(found, w.gather(0, first)[0], largest_w)
@@ -73,10 +76,10 @@ def draw_crop(sizes: Tensor, scale: tuple[float, float], generator: Generator) -
     return torch.stack((top, left, h, w), 1).long()
 
 
-def span(start: Tensor, length: Tensor, mirrored: Tensor) -> Tensor:
-    """One axis of a crop, (B, 4): where the output begins, how far it runs (backwards when mirrored), what may be read."""
-    begin, run = torch.where(mirrored, start + length, start), torch.where(mirrored, -length, length)
-    return torch.stack((begin, run, start, start + length), 1).double()
+def crop_spans(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of a crop, (B, 4) float64 each: begin and run of the output, low and high of reading."""
+    top, left, height, width = boxes.double().unbind(1)
+    return torch.stack((top, height, top, top + height), 1), torch.stack((left, width, left, left + width), 1)
 
 
 def centre_spans(sizes: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -90,6 +93,13 @@ def centre_spans(sizes: Tensor, size: int) -> tuple[Tensor, Tensor]:
         return torch.stack((margin * scale, size * scale, torch.zeros_like(scale), side.double()), 1)
 
     return axis(sizes[:, 0]), axis(sizes[:, 1])
+
+
+def mirror(spans: Tensor, gate: Tensor) -> Tensor:
+    """The same span read backwards where the gate (B,) is on: a flip that costs nothing."""
+    begin, run, low, high = spans.unbind(1)
+    backwards = torch.stack((begin + run, -run, low, high), 1)
+    return torch.where(gate.unsqueeze(1), backwards, spans)
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -125,10 +135,11 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor, size: int, interpola
 
 
 def _both_sides(down: Tensor, images: Tensor, across: Tensor) -> Tensor:
-    """Y X Z' for every sample and channel: (B, h, H), (B, C, H, W), (B, w, W) -> (B, C, h, w)."""
+    """Y X Z' for every sample and channel: (B, h, H), (B, C, H, W), (B, w, W) -> (B, C, h, w). Never autocast."""
     batch, channels, height, width = images.shape
-    narrow = torch.bmm(images.reshape(batch, channels * height, width), across.transpose(1, 2))
-    return torch.matmul(down.unsqueeze(1), narrow.view(batch, channels, height, -1))
+    with torch.autocast(images.device.type, enabled=False):
+        narrow = torch.bmm(images.reshape(batch, channels * height, width), across.transpose(1, 2))
+        return torch.matmul(down.unsqueeze(1), narrow.view(batch, channels, height, -1))
 
 
 def quarter_turn(images: Tensor) -> Tensor:
@@ -236,7 +247,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
 
 
 def draw_patch(n: int, height: int, width: int, generator: Generator) -> Tensor:
-    """LoRot-I: (n, 4) int64 side in 2 .. W//2, top and left in 0 .. W-side-1 (as its code draws them), turns in 0 .. 3."""
+    """LoRot-I: (n, 4) int64 side in 2 .. W//2, top and left in 0 .. W-side-1 (as its code has it), turns in 0 .. 3."""
     side = 2 + draw_below(torch.full((n,), min(height, width) // 2 - 1), generator)
     top, left = draw_below(height - side, generator), draw_below(width - side, generator)
     return torch.stack((side, top, left, draw_below(torch.full((n,), 4), generator)), 1)
@@ -283,21 +294,22 @@ def region_confusion(images: Tensor, source: Tensor) -> Tensor:
     A border of 10 pixels in 448 is cut off, the rest is split at whole pixels into cells that are resized to one side,
     moved, and resized together to the image's size; where the sides divide, nothing but the order changes.
     """
-    batch, channels, *sides = images.shape
-    cells = math.isqrt(source.shape[1])
-    cut, join, tile = [], [], []
-    for side in sides:
+    batch, cells = len(images), math.isqrt(source.shape[1])
+
+    def matrices(side: int) -> tuple[Tensor, Tensor]:
+        """Image to mosaic of equal cells, and back."""
         trim = 10 * side // 448
         edges = trim + torch.arange(cells + 1) * (side - 2 * trim) // cells
-        tile.append((side - 2 * trim) // cells)
-        backwards = torch.zeros(cells, dtype=torch.bool)
-        cell = span(edges[:-1], edges.diff(), backwards)
-        cut.append(weights(cell, tile[-1], side, "bicubic", images.device).flatten(0, 1))
-        mosaic = cells * tile[-1]
-        whole = torch.tensor([[0, mosaic, 0, mosaic]])
-        join.append(weights(whole, side, mosaic, "bicubic", images.device)[0])
-    pieces = (cut[0] @ images @ cut[1].T).view(batch, channels, cells, tile[0], cells, tile[1])
-    pieces = pieces.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        cell = (side - 2 * trim) // cells
+        mosaic = torch.tensor([[0, cells * cell, 0, cells * cell]])
+        spans = torch.stack((edges[:-1], edges.diff(), edges[:-1], edges[1:]), 1)
+        cut = weights(spans, cell, side, "bicubic", images.device).flatten(0, 1)
+        join = weights(mosaic, side, cells * cell, "bicubic", images.device)
+        return cut.expand(batch, -1, -1), join.expand(batch, -1, -1)
+
+    (cut_rows, join_rows), (cut_columns, join_columns) = matrices(images.shape[2]), matrices(images.shape[3])
+    mosaic = _both_sides(cut_rows, images, cut_columns)
+    pieces = mosaic.unflatten(3, (cells, -1)).unflatten(2, (cells, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     moved = pieces[torch.arange(batch, device=images.device).unsqueeze(1), source.to(images.device)]
-    moved = moved.unflatten(1, (cells, cells)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-    return (join[0] @ moved @ join[1].T).clamp_(0, 1)
+    moved = moved.unflatten(1, (cells, cells)).permute(0, 3, 1, 4, 2, 5).reshape(mosaic.shape)
+    return _both_sides(join_rows, moved, join_columns).clamp_(0, 1)

@@ -8,13 +8,14 @@ generator: the same state gives the same bits. What a recipe's row does not name
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from sandglass.registry import default
-from sandglass.views import ops
+from sandglass.views import RECIPES, ops
 
 ABOUT = {
     "plain": "The image as evaluation sees it: shorter side resized, centre cropped, nothing random.",
@@ -73,7 +74,7 @@ SETTINGS = {
     },
 }
 
-OFF = {
+OFF: dict[str, Any] = {
     "count": 1,
     "crop_scale_min": 0.0,
     "crop_scale_max": 0.0,  # 0: no random crop, the image as evaluation sees it
@@ -91,18 +92,17 @@ OFF = {
 SLICE = 2**20  # pixel values worked on at once on a CPU: what its caches hold; the draws do not depend on it
 
 
-def blur_sigmas(settings: dict[str, Any], size: int) -> tuple[float, float] | None:
-    """The range of sigma in pixels, stated for 224. Small images: off below 64, scaled down below 128, not under 0.5."""
-    low, high = settings["blur_sigma_min"], settings["blur_sigma_max"]
-    if settings["blur"] == 0 or size < 64:
-        return None
+def for_size(settings: dict[str, Any], size: int) -> dict[str, Any]:
+    """Sigma is in pixels of 224: no blur below 64, sigma scaled below 128 (to 0.5 at least), from there as given."""
+    if size < 64:
+        return settings | {"blur": 0.0}
     if size < 128:
-        high = max(0.5, high * size / 224)
-    return low, high
+        return settings | {"blur_sigma_max": max(0.5, settings["blur_sigma_max"] * size / 224)}
+    return settings
 
 
 def confusion_cells(size: int) -> int:
-    """Cells a side of region confusion: one per stride of 32, as a backbone's grid has them, but 4 at least, 7 at most."""
+    """Cells a side of region confusion: one per stride of 32, as in a backbone's grid, but 4 at least and 7 at most."""
     return min(max(size // 32, 4), 7)
 
 
@@ -114,53 +114,37 @@ def make_views(
     images: uint8 (B, 3, H, W), each in the top left of its canvas; sizes: (B, 2) int64 true heights and widths, and
     generator: both on the CPU. Settings that are not given are the recipe's own.
     """
-    chosen = OFF | {key: default(row) for key, row in SETTINGS[name].items()} | settings
-    sigmas = blur_sigmas(chosen, size)
-    scale = chosen["crop_scale_min"], chosen["crop_scale_max"]
-    views = _views(chosen, images, sizes, size, chosen["count"], scale, sigmas, generator)
+    declared = {key: default(row) for key, row in RECIPES.declared(name).items()}
+    chosen = for_size(OFF | declared | settings, size)
+    views = _views(chosen, images, sizes, size, generator)
     if chosen["small_count"]:
-        small, scale = round(size * chosen["small_size"]), (chosen["small_scale_min"], chosen["small_scale_max"])
-        views += _views(chosen, images, sizes, small, chosen["small_count"], scale, sigmas, generator)
+        limits = {"crop_scale_min": chosen["small_scale_min"], "crop_scale_max": chosen["small_scale_max"]}
+        small = chosen | limits | {"count": chosen["small_count"]}
+        views += _views(small, images, sizes, round(size * chosen["small_size"]), generator)
     return views
 
 
 def evaluation_view(images: Tensor, sizes: Tensor, size: int) -> Tensor:
-    """uint8 (B, 3, H, W), sizes (B, 2) -> (B, 3, size, size) float32 in [0, 1]: shorter side resized, centre cropped."""
+    """uint8 (B, 3, H, W), sizes (B, 2) -> (B, 3, size, size) in [0, 1]: shorter side resized, then the centre."""
     if images.shape[2:] == (size, size) and bool((sizes == size).all()):
         return images.float().div_(255)
     return ops.resample(images, *ops.centre_spans(sizes, size), size).div_(255)
 
 
-def _views(
-    settings: dict[str, Any],
-    images: Tensor,
-    sizes: Tensor,
-    size: int,
-    count: int,
-    scale: tuple[float, float],
-    sigmas: tuple[float, float] | None,
-    generator: Generator,
-) -> list[Tensor]:
-    """All `count` views in one pass: the batch is repeated, and every copy of an image draws for itself."""
-    source = torch.arange(len(images)).repeat(count)
-    draws = _draw(settings, sizes[source], size, scale, sigmas, generator)
+def _views(settings: dict[str, Any], images: Tensor, sizes: Tensor, size: int, generator: Generator) -> list[Tensor]:
+    """All views in one pass: the batch is repeated, and every copy of an image draws for itself."""
+    source = torch.arange(len(images)).repeat(settings["count"])
+    draws = draw(settings, sizes[source], size, generator)
     views = torch.empty(len(source), 3, size, size, device=images.device)
     share = max(1, SLICE // (3 * size * size)) if images.device.type == "cpu" else len(source)
     for start in range(0, len(source), share):
         part = slice(start, start + share)
         pixels = images.index_select(0, source[part].to(images.device))
-        _apply({key: value[part] for key, value in draws.items()}, settings, sigmas, pixels, views[part])
-    return list(views.view(count, len(images), 3, size, size).unbind(0))
+        _apply({key: value[part] for key, value in draws.items()}, settings, pixels, views[part])
+    return list(views.view(settings["count"], len(images), 3, size, size).unbind(0))
 
 
-def _draw(
-    settings: dict[str, Any],
-    sizes: Tensor,
-    size: int,
-    scale: tuple[float, float],
-    sigmas: tuple[float, float] | None,
-    generator: Generator,
-) -> dict[str, Tensor]:
+def draw(settings: dict[str, Any], sizes: Tensor, size: int, generator: Generator) -> dict[str, Tensor]:
     """Everything random of n views, each entry with n rows, in the order of the pipeline."""
     n = len(sizes)
 
@@ -168,18 +152,18 @@ def _draw(
         return ops.draw_gate(n, settings[key], generator)
 
     draws: dict[str, Tensor] = {}
-    if scale[1] > 0:
-        top, left, height, width = ops.draw_crop(sizes, scale, generator).unbind(1)
-        draws["columns"] = ops.span(left, width, mirrored=gate("hflip"))
-        draws["rows"] = ops.span(top, height, mirrored=gate("vflip"))
+    if settings["crop_scale_max"] > 0:
+        scale = settings["crop_scale_min"], settings["crop_scale_max"]
+        rows, columns = ops.crop_spans(ops.draw_crop(sizes, scale, generator))
     else:
-        draws["rows"], draws["columns"] = ops.centre_spans(sizes, size)
+        rows, columns = ops.centre_spans(sizes, size)
+    draws["columns"], draws["rows"] = ops.mirror(columns, gate("hflip")), ops.mirror(rows, gate("vflip"))
     draws["quarter_turn"] = gate("quarter_turn")
     strengths = [settings[key] for key in ("brightness", "contrast", "saturation", "hue")]
     draws["order"], draws["factors"] = ops.draw_jitter(n, settings["jitter"], strengths, generator)
     draws["grey"] = gate("grey")
-    if sigmas:
-        draws["blur"], draws["sigma"] = gate("blur"), ops.draw_uniform(n, *sigmas, generator)
+    draws["blur"] = gate("blur")
+    draws["sigma"] = ops.draw_uniform(n, settings["blur_sigma_min"], settings["blur_sigma_max"], generator)
     draws["solarize"] = gate("solarize")
     if settings["local_rotation"]:
         draws["local_rotation"], draws["patch"] = gate("local_rotation"), ops.draw_patch(n, size, size, generator)
@@ -189,24 +173,15 @@ def _draw(
     return draws
 
 
-def _apply(
-    draws: dict[str, Tensor],
-    settings: dict[str, Any],
-    sigmas: tuple[float, float] | None,
-    pixels: Tensor,
-    views: Tensor,
-) -> None:
+def _apply(draws: dict[str, Tensor], settings: dict[str, Any], pixels: Tensor, views: Tensor) -> None:
     """Fill `views` from `pixels`, in the order that the top of this file gives."""
     crop = ops.resample(pixels, draws["rows"], draws["columns"], views.shape[-1], settings["interpolation"])
-    torch.div(crop, 255, out=views)
-    if settings["interpolation"] == "bicubic":  # it overshoots
-        views.clamp_(0, 1)
+    torch.div(crop, 255, out=views).clamp_(0, 1)  # a cubic overshoots
     ops.only(views, draws["quarter_turn"], ops.quarter_turn)
     ops.colour_jitter(views, draws["order"], draws["factors"])
     ops.only(views, draws["grey"], ops.grey)
-    if sigmas:
-        reach = math.ceil(3 * sigmas[1])
-        ops.only(views, draws["blur"], lambda chosen, sigma: ops.gaussian_blur(chosen, sigma, reach), draws["sigma"])
+    blur = partial(ops.gaussian_blur, reach=math.ceil(3 * settings["blur_sigma_max"]))
+    ops.only(views, draws["blur"], blur, draws["sigma"])
     ops.only(views, draws["solarize"], ops.solarize)
     if settings["local_rotation"]:
         ops.only(views, draws["local_rotation"], ops.local_rotation, draws["patch"])

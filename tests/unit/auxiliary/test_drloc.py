@@ -71,7 +71,7 @@ def test_loss_equals_a_loop_over_pairs(reduction: str) -> None:
 def test_a_head_that_knows_the_places_has_no_loss(signed: bool, scale: str) -> None:
     """Exchanged axes, a transposed grid or a wrong order of the pair would all leave one."""
     wise, places = knowing(signed, target_scale=scale)
-    assert float(wise.loss(places.expand(4, -1, -1, -1), batch_of(4))["loss"]) < 1e-6
+    assert wise.loss(places.expand(4, -1, -1, -1), batch_of(4))["loss"].item() < 1e-6
 
 
 def test_chance_is_what_the_best_constant_gets() -> None:
@@ -82,7 +82,7 @@ def test_chance_is_what_the_best_constant_gets() -> None:
         drloc.head[4].bias.fill_(0.25)
     got = drloc.loss(torch.randn(64, 4, 8, 8), batch_of(64))
     # 262,144 pairs, a standard deviation of about 0.2 per pair: four standard errors are 0.002
-    assert float(got["loss"]) == pytest.approx(0.390625, abs=2e-3)
+    assert got["loss"].item() == pytest.approx(0.390625, abs=2e-3)
     assert float(got["over_chance"]) == pytest.approx(1, abs=5e-3)
 
 

@@ -56,7 +56,7 @@ def test_loss_equals_the_formula(norm: str) -> None:
     if norm == "ln":
         target = (target - target.mean(2, keepdim=True)) / (target.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
     squares = (rebuilt(me, grid, masked) - target).square()
-    assert float(me.loss(grid, batch_of(3))["loss"]) == pytest.approx(float(squares[masked].mean()), rel=1e-5)
+    assert me.loss(grid, batch_of(3))["loss"].item() == pytest.approx(float(squares[masked].mean()), rel=1e-5)
 
 
 def test_nominal_divides_by_r_and_masked_by_what_is_masked() -> None:
@@ -116,7 +116,7 @@ def test_watch_by_hand() -> None:
     assert float(seen["rms"]) == pytest.approx((50 / 4) ** 0.5)
     assert float(seen["std_positions"]) == pytest.approx((0.5 + 1.5) / 2)
     assert float(seen["std_batch"]) == pytest.approx((1 + 2) / 2)
-    assert float(seen["over_variance"]) == pytest.approx(float(seen["loss"]) / 3.5)
+    assert float(seen["over_variance"]) == pytest.approx(seen["loss"].item() / 3.5)
 
 
 def test_effective_rank_equals_its_definition() -> None:
@@ -179,14 +179,15 @@ def test_attached_shrinks_a_free_grid_and_detached_does_not() -> None:
     for target in ("attached", "detached"):
         me = task(target=target, target_norm="none")
         grid = torch.randn(4, 12, 4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        start = grid.detach().square().mean().sqrt()
         search = torch.optim.Adam([grid, *me.parameters()], lr=1e-2)
         for step in range(150):
             search.zero_grad()
             seen = me.loss(grid, batch_of(4, seed=step))
             seen["loss"].backward()
             search.step()
-        sizes[target] = float(seen["rms"])
-    assert sizes["attached"] < 0.7 < sizes["detached"]
+        sizes[target] = float(seen["rms"] / start)
+    assert sizes["attached"] < 0.9 < sizes["detached"]
 
 
 def test_layer_norm_target_does_not_see_scale() -> None:
@@ -195,4 +196,4 @@ def test_layer_norm_target_does_not_see_scale() -> None:
     me.blocks.register_forward_hook(lambda module, given, said: torch.zeros_like(said))
     unit = F.layer_norm(torch.randn(5, 12), (12,)).square().mean()
     for scale in (1.0, 10.0):
-        assert float(me.loss(scale * grid, batch_of(3))["loss"]) == pytest.approx(float(unit), rel=1e-3)
+        assert me.loss(scale * grid, batch_of(3))["loss"].item() == pytest.approx(float(unit), rel=1e-3)

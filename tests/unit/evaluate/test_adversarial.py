@@ -197,7 +197,7 @@ def test_dead_gradients_are_told() -> None:
 
 def test_examples_are_spread_over_the_set() -> None:
     model, images, labels = trained()
-    rows, seen = attack("fgsm", model, images, labels, epsilons=[1.0, 8.0])
+    _, seen = attack("fgsm", model, images, labels, epsilons=[1.0, 8.0])
     chosen = np.arange(8) * 300 // 8
     assert np.array_equal(seen["clean"], images[chosen].numpy())
     assert np.array_equal(seen["labels"], labels[chosen].numpy())
@@ -212,6 +212,7 @@ def test_examples_are_spread_over_the_set() -> None:
 def test_what_would_make_the_number_meaningless_is_refused() -> None:
     model, images, labels = trained()
     noisy = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 10))
+    company = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 10))  # batch statistics
     broken = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
     nn.init.constant_(broken[1].weight, torch.nan)
     refused: list[tuple[str, Any, Tensor, dict[str, Any]]] = [
@@ -224,6 +225,7 @@ def test_what_would_make_the_number_meaningless_is_refused() -> None:
         ("E-112", model, images, {"space": "normalised"}),
         ("E-113", broken, images, {}),
         ("E-114", noisy, images, {}),
+        ("E-114", company, images, {}),
         ("E-115", nn.Sequential(model, nn.Softmax(dim=1)), images, {}),
     ]
     for id, wrong, shown, overrides in refused:

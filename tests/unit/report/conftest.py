@@ -174,20 +174,12 @@ class Study:
             "attack": "fgsm"
         }
         clean = json.loads((self.folder(model) / "result.json").read_text())["rows"][0]["value"]
-        rows: list[dict[str, Any]] = [
-            {"metric": "clean_top1", "value": clean, "split": "test", "n": 360, "attack": "fgsm"}
-        ]
+        shared = {"split": "test", "n": 360, "attack": "fgsm"}
+        rows: list[dict[str, Any]] = [{"metric": "zero_gradient_share", "value": 0.0} | shared]
         for epsilon in EPSILONS:
-            robust = clean * np.exp(-epsilon / 5) + self.noise(0.004)
-            values = {
-                "robust_top1": robust,
-                "drop": robust - clean,
-                "retention": robust / clean,
-                "zero_gradient_share": 0.0,
-            }
-            rows += [
-                {"metric": m, "value": v, "attack": "fgsm", "epsilon": epsilon, "n": 360} for m, v in values.items()
-            ]
+            robust = clean * np.exp(-epsilon / 5) + self.noise(0.004) * (epsilon > 0)
+            values = {"clean_top1": clean, "robust_top1": robust, "drop": robust - clean, "retention": robust / clean}
+            rows += [{"metric": m, "value": v, "epsilon": epsilon} | shared for m, v in values.items()]
         seed = int(model.rpartition("-s")[2][0])
         key = self.add("attack", f"fgsm-{model.partition('/')[2][:-12]}", seed, columns, rows, (packed, model))
         images, labels = self.images(6), self.digits.target[:6]

@@ -1,0 +1,134 @@
+"""Packed splits, read from memory-mapped files, and the randomness that belongs to a step.
+
+A batch is a gather in the order of the file, put back in the order asked for. Every random number is drawn from a CPU
+generator seeded with a hash of (seed, epoch, step, purpose): restarts, workers and batch sizes change nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sandglass.errors import Exit, Problem
+from sandglass.runs import read_json
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss sees beside the features."""
+
+    views: list[Tensor]  # each (B,3,S,S) float32 in [0,1]
+    labels: Tensor  # (B,) int64, -1 where there is none
+    index: Tensor  # (B,) rows of the split
+    generator: torch.Generator  # CPU; all randomness of losses comes from it
+
+
+class Split:
+    """One packed split, memory-mapped: `labels` int64 (N,), -1 for none; `info`, the sidecar of its data set."""
+
+    def __init__(self, folder: Path, names: list[str], info: dict[str, Any]) -> None:
+        self.info = info
+        self._parts = [_Part(folder, name) for name in names]
+        self._starts = np.cumsum([0, *(len(part.sizes) for part in self._parts)])
+        self.sizes = np.concatenate([part.sizes for part in self._parts])  # (N,2): h, w
+        self.labels = np.concatenate([part.labels for part in self._parts])
+        self.images_uniform = len(self.sizes) > 0 and bool((self.sizes == self.sizes[0]).all())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+        """Images uint8 (B,3,H,W), each in the top left of a canvas as large as the largest; true sizes int64 (B,2)."""
+        index = np.asarray(index, dtype=np.int64)
+        if index.size and not 0 <= index.min() <= index.max() < len(self):
+            raise IndexError(f"rows {index.min()} to {index.max()} of a split of {len(self)}")
+        order = np.argsort(index, kind="stable")
+        rows = index[order]
+        sizes = self.sizes[index]
+        height, width = sizes.max(axis=0) if len(sizes) else (0, 0)
+        canvas = np.zeros((len(index), 3, height, width), dtype=np.uint8)
+        edges = np.searchsorted(rows, self._starts)
+        for part, start, low, high in zip(self._parts, self._starts, edges, edges[1:]):
+            part.put(rows[low:high] - start, canvas, order[low:high])
+        return torch.from_numpy(canvas), torch.from_numpy(sizes)
+
+
+class _Part:
+    """The files of one split."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        try:
+            self.images = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            self.labels = np.load(folder / f"{name}_labels.npy", allow_pickle=False)
+            self.sizes = np.load(folder / f"{name}_sizes.npy", allow_pickle=False)
+            self.ends = np.cumsum(3 * self.sizes.prod(axis=1))
+            fits = len(self.labels) == len(self.sizes) and self.images.size == (self.ends[-1] if len(self.ends) else 0)
+        except (ValueError, EOFError, FileNotFoundError) as error:
+            raise _damaged(folder, str(error)) from None
+        if not fits:
+            raise _damaged(folder, f"the files of {name} do not belong together")
+
+    def put(self, rows: np.ndarray, canvas: np.ndarray, places: np.ndarray) -> None:
+        """Copy the images `rows`, ascending, into canvas[places]."""
+        if self.images.ndim == 4:
+            height, width = self.images.shape[2:]
+            if len(rows):
+                canvas[places, :, :height, :width] = self.images[rows]
+            return
+        for row, place in zip(rows, places):
+            height, width = self.sizes[row]
+            end = self.ends[row]
+            canvas[place, :, :height, :width] = self.images[end - 3 * height * width : end].reshape(3, height, width)
+
+
+def open_split(folder: Path, split: str, *, evaluating: bool = False) -> Split:
+    """A split of a packed data set: train, val, test, unlabelled, or pretrain = train + unlabelled, without val.
+
+    Raises Problem: D-114 (77) test images outside evaluation; D-115 (66) not packed, or no such split; D-116 (65)
+    damaged files.
+    """
+    if split == "test" and not evaluating:
+        raise Problem(
+            "D-114",
+            Exit.REFUSED,
+            "test images are read by evaluation only",
+            why="what is chosen or trained on them cannot be judged by them",
+            fix="use val",
+        )
+    if not (folder / "info.json").is_file():
+        raise Problem("D-115", Exit.MISSING, "the data set is not packed", where=str(folder), fix="sandglass data")
+    info = read_json(folder / "info.json")
+    names = ["train", "unlabelled"] if split == "pretrain" else [split]
+    present = [name for name in names if info["counts"].get(name)]
+    if not present:
+        raise Problem(
+            "D-115",
+            Exit.MISSING,
+            f"{info['name']} has no {split} images",
+            where=str(folder),
+            why=f"it has {', '.join(f'{n:,} {name}' for name, n in info['counts'].items())}",
+            fix="data.val_fraction: 0.1" if split == "val" else "",
+        )
+    return Split(folder, present, info)
+
+
+def _damaged(folder: Path, why: str) -> Problem:
+    fix = "remove the folder and pack again"
+    return Problem("D-116", Exit.CONTENT, "the packed data is damaged", where=str(folder), why=why, fix=fix)
+
+
+def step_generator(seed: int, epoch: int, step: int, purpose: str) -> torch.Generator:
+    """The CPU generator of one step for one purpose, the same wherever and whenever it is made."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{step}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of n images in an epoch: a permutation, int64 (n,)."""
+    return torch.randperm(n, generator=step_generator(seed, epoch, 0, "order"))

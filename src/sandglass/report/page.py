@@ -1,0 +1,518 @@
+"""One static page for a study: the finding in words, then the evidence, then where it all comes from.
+
+The page opens offline and runs no script; everything is inside it. Every name is escaped by the template, every mean
+stands beside its n, and every comparison says what this number of seeds could have decided.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sandglass.report import figures, published, words
+from sandglass.report.collect import arrays, collect, history, missing, write_csv
+from sandglass.report.experiments import (
+    Experiment,
+    against,
+    common,
+    compared,
+    experiments,
+    label,
+    panels,
+    shown,
+    telling,
+)
+from sandglass.report.statistics import ALPHA, Comparison, summarise
+from sandglass.runs import read_json, write_atomic
+
+UNCURVED = {"step", "epoch", "lr", "total", "gradient_norm"}  # logged, but not what a reader of the page looks for
+CURVES, SHEETS, MAPS = 9, 4, 6  # at most so many pictures of a kind
+COST = {"minutes": "minutes", "images_per_second": "images per second", "peak_memory_gib": "peak memory, GiB"}
+PROBES = {"linear": "Linear probe", "knn": "Nearest neighbours"}
+EPSILON = 1.0  # in 1/255: where attacks are compared, one 8-bit level
+
+
+@dataclass
+class Table:
+    """The `names` leading columns are text, the others numbers. `folded`: the words that unfold it."""
+
+    head: list[str]
+    names: int
+    rows: list[list[str]]
+    caption: str = ""
+    folded: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Section:
+    """One heading of the page. `charts` are (caption, svg), `sheets` are (caption, columns of pictures)."""
+
+    id: str
+    title: str
+    text: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    charts: list[tuple[str, Markup]] = field(default_factory=list)
+    sheets: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.tables or self.charts or self.sheets)
+
+
+def write(
+    root: Path, study: dict[str, Any], runs: list[dict[str, Any]], folder: Path, provenance: dict[str, Any]
+) -> Path:
+    """Write results.csv and index.html into `folder`; the path of the page.
+
+    `root` holds results/; `study` has name, title, about, published, seeds; `runs` are in plan order, each with stage,
+    name, seed, settings, needs, columns and done. Raises Problem, see `collect` and `published.answers`.
+    """
+    keys = [f"{run['stage']}/{run['name']}" for run in runs]
+    claimed = [key for key, run in zip(keys, runs) if run["done"]]
+    absent = set(keys) - set(claimed) | set(missing(root, claimed))
+    frame = collect(root, [key for key in keys if key not in absent])
+    page = _Page(root, study, [run for key, run in zip(keys, runs) if key not in absent], frame)
+    links = [(key, quote(os.path.relpath(root / "results" / key, folder)), key in absent) for key in keys]
+    facts = {key: value for key, value in provenance.items() if isinstance(value, str) and "\n" not in value}
+    texts = {key: value for key, value in provenance.items() if isinstance(value, str) and "\n" in value}
+    environment = Environment(
+        loader=PackageLoader("sandglass.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("page.html.j2").render(
+        study=study,
+        finding=page.finding(),
+        sections=[section for section in page.sections() if section],
+        links=links,
+        absent=[key for key in keys if key in absent],
+        git=provenance.get("git") or {},
+        versions=provenance.get("versions") or {},
+        facts=facts,
+        texts=texts,
+    )
+    write_csv(frame, folder / "results.csv")
+    write_atomic(folder / "index.html", text)
+    return folder / "index.html"
+
+
+class _Page:
+    """What the page says, from the table and the folders of the finished runs."""
+
+    def __init__(self, root: Path, study: dict[str, Any], runs: list[dict[str, Any]], frame: pd.DataFrame) -> None:
+        self.results, self.study, self.runs = root / "results", study, runs
+        self.stages = {stage: experiments(frame, stage) for stage in dict.fromkeys(frame["stage"])}
+        self.frame = frame
+
+    def sections(self) -> Iterator[Section]:
+        yield self.probes()
+        yield self.finetuned()
+        yield self.robustness()
+        yield self.published()
+        yield self.curves("pretrain", "Pretraining", ("objective", "views"))
+        yield self.curves("finetune", "Finetuning", ("auxiliary",))
+        yield self.views()
+        yield self.embeddings()
+        yield self.attacked()
+        yield self.data()
+        yield self.cost()
+        yield self.everything()
+
+    def having(self, stage: str, metric: str) -> list[Experiment]:
+        """The experiments of a stage that have a number of this metric."""
+        return [one for one in self.stages.get(stage, []) if len(one.values(metric))]
+
+    # ------------------------------------------------------------------ the finding
+
+    def finding(self) -> list[tuple[str, str]]:
+        """The numbers of the study in sentences: (about what, what)."""
+        told = [*self._probe_finding(), *self._init_finding(), *self._auxiliary_finding(), *self._attack_finding()]
+        return told or [("Nothing yet", "no finished run has a number to tell.")]
+
+    def _probe_finding(self) -> Iterator[tuple[str, str]]:
+        some = self.having("probe", "top1")
+        for probe, name in PROBES.items():
+            pairs = against([one for one in some if one.ids["probe"] == probe], "init", "random")
+            yield from _advantage(name, "random weights", pairs, paired=False)
+
+    def _init_finding(self) -> Iterator[tuple[str, str]]:
+        some = [one for one in self.having("finetune", "top1") if one.ids["auxiliary"] == "none"]
+        for fraction in dict.fromkeys(one.ids["label fraction"] for one in some):
+            pairs = against([one for one in some if one.ids["label fraction"] == fraction], "init", "scratch")
+            yield from _advantage(f"Finetuned with {100 * fraction:g} % of the labels", "scratch", pairs, paired=True)
+
+    def _auxiliary_finding(self) -> Iterator[tuple[str, str]]:
+        pairs = against(self.having("finetune", "top1"), "auxiliary", "none")
+        tests = [test for one, base in pairs.items() if (test := compared(one, base, "top1", paired=True))]
+        if not tests:
+            return
+        low, high = (words.signed(bound(test.difference for test in tests)) for bound in (min, max))
+        change = f"{low} points" if low == high else f"between {low} and {high} points"
+        if any(test.can_decide for test in tests):
+            decided = sum(test.p <= ALPHA for test in tests)
+            verdict = f"{decided} of {len(tests)} comparisons have p ≤ {ALPHA} (exact, not corrected for their number)"
+        else:
+            verdict = f"{words.counts([test.n[0] for test in tests])} is too few to decide any of the {len(tests)} comparisons"
+        yield "Auxiliary tasks", f"{change} against training without them; {verdict}."
+
+    def _attack_finding(self) -> Iterator[tuple[str, str]]:
+        some = self.having("attack", "robust_top1")
+        for attack in dict.fromkeys(one.ids["attack"] for one in some):
+            epsilon, these = _strength(some), [one for one in some if one.ids["attack"] == attack]
+            if epsilon is None:
+                continue
+            clean, robust = ([one.values(m, epsilon).mean() for one in these] for m in ("clean_top1", "robust_top1"))
+            n = words.counts([len(one.values("robust_top1", epsilon)) for one in these])
+            kinds = f"{len(these)} kinds of model, {n} each" if len(these) > 1 else n
+            fall = f"falls from {words.span(clean)} % to {words.span(robust)} % ({kinds})"
+            yield f"{attack.upper()} at ε = {epsilon:g}/255", f"accuracy {fall}."
+
+    # ------------------------------------------------------------------ results
+
+    def probes(self) -> Section:
+        section, some = Section("probes", "Frozen features"), self.having("probe", "top1")
+        bases = {"against random": against(some, "init", "random")}
+        self._accuracies(section, some, bases, paired=False)
+        span = _span(some, "top1")
+        for probe in dict.fromkeys(one.ids["probe"] for one in some):
+            these = [one for one in some if one.ids["probe"] == probe]
+            for panel, lines in panels(these, ("init", "objective")):
+                rows = [(name, one.ids["init"], list(one.values("top1"))) for name, one in lines]
+                caption = ", ".join(filter(None, [PROBES.get(probe, probe), panel]))
+                section.charts.append((caption, Markup(figures.dots(rows, "test accuracy, %", span))))
+        return section
+
+    def finetuned(self) -> Section:
+        section, some = Section("finetuned", "Finetuned models"), self.having("finetune", "top1")
+        bases = {
+            "against none": against(some, "auxiliary", "none"),
+            "against scratch": against(some, "init", "scratch"),
+        }
+        self._accuracies(section, some, bases, paired=True)
+        span = _span(some, "top1")
+        for panel, lines in panels(some, ("auxiliary",)):
+            rows = [(name, name, list(one.values("top1"))) for name, one in lines]
+            section.charts.append((panel, Markup(figures.dots(rows, "test accuracy, %", span))))
+        return section
+
+    def robustness(self) -> Section:
+        section, some = Section("robustness", "Robustness"), self.having("attack", "robust_top1")
+        epsilon = _strength(some)
+        if epsilon is None:
+            return section
+        columns, base = telling(some), against(some, "auxiliary", "none")
+        tests: list[Comparison] = []
+        rows = []
+        for one in some:
+            robust = one.values("robust_top1", epsilon)
+            if len(robust):
+                found = [one.values(metric, epsilon) for metric in ("clean_top1", "robust_top1", "drop", "retention")]
+                cells = [words.percent(list(values)) if len(values) else "–" for values in found]
+                test = compared(one, base[one], "robust_top1", epsilon, paired=True) if one in base else None
+                tests += [test] if test else []
+                rows.append([*_names(one, columns), self._n(robust), *cells, *([words.cell(test)] if base else [])])
+        head = [*columns, "n", "clean, %", "robust, %", "drop, points", "retention, %"]
+        head += ["robust against none"] if base else []
+        caption = f"Accuracy at ε = {epsilon:g}/255. {_sentence(common(some, columns))}"
+        notes = [*_doubts(some), *words.limits(tests), *_test_size(some, "clean_top1")]
+        section.tables.append(Table(head, len(columns), rows, caption, notes=notes))
+        section.tables += [self._by_epsilon(some, columns), self._all_strengths(some, columns)]
+        for panel, lines in panels(some, ("auxiliary",)):
+            curves = {name: curve for name, one in lines if (curve := _epsilon_curve(one))}
+            if curves:
+                section.charts.append((panel, Markup(figures.epsilons(curves))))
+        return section
+
+    def published(self) -> Section:
+        """The numbers that the study answers, under their own protocols and apart from ours."""
+        section, name = Section("published", "The published numbers this study answers"), self.study.get("published")
+        if not name:
+            return section
+        source = published.SOURCES[name.partition("/")[0]]
+        section.text.append(f"{source}. These numbers stand apart from ours because the protocols are not the same.")
+        kept = ["data set", "model", "setting", "metric", "printed", "status", "note"]
+        for table, rows in published.answers(name).groupby("table", sort=False):
+            about = published.TABLES[str(table)]
+            facts = (f"{key}: {'not stated' if value is None else value}" for key, value in about.protocol.items())
+            caption = f"Protocol. {'; '.join(facts) or 'Not recorded'}."
+            folded = f"{table}: {about.caption} ({len(rows)} numbers)"
+            section.tables.append(Table(kept, 4, rows[kept].to_numpy().tolist(), caption, folded))
+        return section
+
+    # ------------------------------------------------------------------ what can be seen
+
+    def curves(self, stage: str, title: str, by: tuple[str, ...]) -> Section:
+        section = Section(f"{stage}-curves", title, ["Thin lines are seeds, bold lines their mean."])
+        for panel, lines in panels(self.stages.get(stage, []), by):
+            tables = {name: [history(self.results / stage / run) for run in one.runs] for name, one in lines}
+            logged = dict.fromkeys(column for some in tables.values() for table in some for column in table.columns)
+            for metric in [name for name in logged if name not in UNCURVED]:
+                groups = {
+                    name: [_curve(table, metric) for table in some if metric in table] for name, some in tables.items()
+                }
+                chart = figures.curves({name: seeds for name, seeds in groups.items() if seeds}, metric)
+                section.charts.append((", ".join(filter(None, [metric, panel])), Markup(chart)))
+        if len(section.charts) > CURVES:
+            more = len(section.charts) - CURVES
+            section.notes.append(f"{more} more are not drawn; metrics.jsonl in a run's folder has everything logged.")
+        section.charts = section.charts[:CURVES]
+        return section
+
+    def views(self) -> Section:
+        section, seen = Section("views", "What the networks saw"), set()
+        for run in self.runs:
+            data, recipe = run["columns"].get("data set", ""), run["columns"].get("views", "")
+            about = (data, recipe, str(run["settings"].get("views")))
+            if run["stage"] in ("pretrain", "finetune") and about not in seen and len(seen) < SHEETS:
+                found = arrays(self.results / run["stage"] / run["name"] / "views.npz")
+                if "original" in found:
+                    seen.add(about)
+                    made = [found[f"view{v}"] for v in range(len(found) - 1)]
+                    caption = f"{recipe} on {data}, for {run['stage']}; from top to bottom the original and its views"
+                    section.sheets.append((caption, figures.views(found["original"], made)))
+        return section
+
+    def embeddings(self) -> Section:
+        section, seen = Section("maps", "Maps of the features"), set()
+        section.text.append(
+            "Test images in the plane of the first two principal components of their features: the directions of "
+            "largest spread, chosen without labels. Classes that overlap here may be apart in other directions."
+        )
+        some = self.stages.get("probe", [])
+        columns = [column for column in telling(some) if column != "probe"]
+        for one in some:
+            name = label(one, columns)
+            if name not in seen and len(seen) < MAPS:
+                found = arrays(self.results / "probe" / one.runs[0] / "embedding.npz")
+                if found:
+                    seen.add(name)
+                    chart = figures.embedding(found["xy"], found["labels"], self._classes(one.ids["data set"]))
+                    caption = f"seed {one.seed}, {len(found['xy']):,} test images"
+                    section.charts.append((", ".join(filter(None, [name, caption])), Markup(chart)))
+        return section
+
+    def attacked(self) -> Section:
+        section, some = Section("attacked", "Attacked images"), self.stages.get("attack", [])
+        columns = [column for column in telling(some) if column != "attack"]
+        for attack in dict.fromkeys(one.ids["attack"] for one in some):
+            one = next(one for one in some if one.ids["attack"] == attack)
+            found = arrays(self.results / "attack" / one.runs[0] / "examples.npz")
+            if found:
+                pictures, factor = figures.attacked(found, self._classes(one.ids["data set"]))
+                strength = f"{attack.upper()} at ε = {float(np.ravel(found['epsilon'])[0]):g}/255"
+                caption = f"{strength}; from top to bottom the clean image, the change × {factor:g} around grey, the attacked image"
+                name = ", ".join(filter(None, [label(one, columns), f"seed {one.seed}"]))
+                section.sheets.append((f"{caption} ({name})", pictures))
+        return section
+
+    # ------------------------------------------------------------------ facts
+
+    def data(self) -> Section:
+        section = Section("data", "Data")
+        for info in self._infos().values():
+            counts = ", ".join(f"{split} {n:,}" for split, n in info.get("counts", {}).items())
+            facts = {
+                "images": counts,
+                "classes": f"{len(info.get('classes', []))}",
+                "licence": info.get("licence") or "not recorded: find it out before you publish",
+                "citation": info.get("citation") or "not recorded",
+                "homepage": info.get("homepage"),
+                "fingerprint": info.get("fingerprint"),
+            }
+            rows = [[key, str(value)] for key, value in facts.items() if value]
+            section.tables.append(Table([str(info.get("name")), ""], 2, rows))
+        return section
+
+    def cost(self) -> Section:
+        section = Section("cost", "Cost")
+        some = [one for stage in ("pretrain", "finetune") for one in self.stages.get(stage, [])]
+        columns, rows = telling(some), []
+        for one in some:
+            found = [list(one.values(metric)) for metric in COST]
+            if any(found):
+                cells = [words.number(summarise(values)) if values else "–" for values in found]
+                rows.append([one.ids["stage"], *_names(one, columns), str(max(map(len, found))), *cells])
+        if rows:
+            section.tables.append(Table(["stage", *columns, "n", *COST.values()], 1 + len(columns), rows, "Per run."))
+        minutes = self.frame[self.frame["metric"] == "minutes"].groupby("stage", sort=False)["value"]
+        parts = [
+            f"{stage} {words.minutes(some.sum())} ({len(some)} run{'s' * (len(some) > 1)})" for stage, some in minutes
+        ]
+        devices = Counter(self._device(run) for run in self.runs) - Counter({"": len(self.runs)})
+        section.text.append(
+            f"In all {words.minutes(self.frame[self.frame['metric'] == 'minutes']['value'].sum())}: {', '.join(parts)}."
+        )
+        section.text += (
+            [f"Devices: {', '.join(f'{name} ({n} runs)' for name, n in devices.items())}."] if devices else []
+        )
+        return section
+
+    def everything(self) -> Section:
+        """Every number, summarised over seeds, for those who look for one."""
+        section = Section("everything", "Every number")
+        section.text.append("Shares are fractions here. results.csv beside this page has the number of every seed.")
+        for stage, some in self.stages.items():
+            columns, rows = telling(some), []
+            for one in some:
+                parts = one.rows.groupby(["metric", "split", "epsilon"], sort=False, dropna=False)["value"]
+                for (metric, split, epsilon), values in parts:
+                    found = list(values.dropna())
+                    strength = "" if math.isnan(epsilon) else f"ε {epsilon:g}/255"
+                    numbers = [str(len(found)), words.number(summarise(found)) if found else "–"]
+                    rows.append([*_names(one, columns), metric, " ".join(filter(None, [split, strength])), *numbers])
+            head = [*columns, "metric", "on", "n", "mean ± deviation"]
+            caption = _sentence(common(some, columns))
+            section.tables.append(Table(head, len(columns) + 2, rows, caption, f"{stage}: {len(rows)} numbers"))
+        return section
+
+    # ------------------------------------------------------------------ parts
+
+    def _accuracies(
+        self, section: Section, some: list[Experiment], bases: dict[str, dict[Experiment, Experiment]], paired: bool
+    ) -> None:
+        """A row per experiment: n, accuracy, interval, and the difference to each of its bases."""
+        bases = {name: base for name, base in bases.items() if base}
+        columns, rows = telling(some), []
+        tests: list[Comparison] = []
+        for one in some:
+            values = one.values("top1")
+            row = [*_names(one, columns), self._n(values), words.percent(list(values))]
+            row.append(words.interval(list(values), one.images("top1")))
+            for base in bases.values():
+                test = compared(one, base[one], "top1", paired=paired) if one in base else None
+                tests += [test] if test else []
+                row.append(words.cell(test))
+            rows.append(row)
+        if rows:
+            head = [*columns, "n", "accuracy, %", "95 % interval", *bases]
+            notes = [*words.limits(tests), *_test_size(some, "top1")]
+            if any(len(one.values("top1")) == 1 for one in some):
+                notes.append("* One seed: the interval is Wilson's, of the test images alone.")
+            section.tables.append(Table(head, len(columns), rows, _sentence(common(some, columns)), notes=notes))
+
+    def _by_epsilon(self, some: list[Experiment], columns: list[str]) -> Table:
+        strengths = sorted({epsilon for one in some for epsilon in one.epsilons()})
+        rows = []
+        for one in some:
+            found = [one.values("robust_top1", epsilon) for epsilon in strengths]
+            cells = [words.percent(list(values)) if len(values) else "–" for values in found]
+            rows.append([*_names(one, columns), self._n(max(found, key=len)), *cells])
+        head = [*columns, "n", *(f"{epsilon:g}" for epsilon in strengths)]
+        return Table(head, len(columns), rows, "Accuracy in %, by ε in 1/255 of the pixel range.")
+
+    def _all_strengths(self, some: list[Experiment], columns: list[str]) -> Table:
+        rows = []
+        for one in some:
+            for epsilon in one.epsilons():
+                found = [one.values(metric, epsilon) for metric in ("clean_top1", "robust_top1", "drop", "retention")]
+                cells = [words.percent(list(values)) if len(values) else "–" for values in found]
+                rows.append([*_names(one, columns), f"{epsilon:g}", self._n(found[1]), *cells])
+        head = [*columns, "ε, 1/255", "n", "clean, %", "robust, %", "drop, points", "retention, %"]
+        return Table(head, len(columns), rows, folded="Clean, robust, drop and retention at every strength")
+
+    def _n(self, values: pd.Series) -> str:
+        """How many seeds, and of how many if some are missing."""
+        asked = len(self.study.get("seeds") or [])
+        return f"{len(values)}" if len(values) >= asked else f"{len(values)} of {asked}"
+
+    def _infos(self) -> dict[str, dict[str, Any]]:
+        """What packing wrote about each data set."""
+        files = {
+            run["columns"].get("data set", ""): self.results / "data" / run["name"] / "info.json"
+            for run in self.runs
+            if run["stage"] == "data"
+        }
+        return {name: read_json(file) for name, file in files.items() if file.is_file()}
+
+    def _classes(self, data: str) -> list[str]:
+        return [str(name) for name in self._infos().get(data, {}).get("classes", [])]
+
+    def _device(self, run: dict[str, Any]) -> str:
+        derived = read_json(self.results / run["stage"] / run["name"] / "run.json").get("derived") or {}
+        return str(derived.get("device", ""))
+
+
+def _advantage(what: str, over: str, pairs: dict[Experiment, Experiment], paired: bool) -> Iterator[tuple[str, str]]:
+    """One comparison told in full, or how several came out."""
+    tests = {one: test for one, base in pairs.items() if (test := compared(one, base, "top1", paired=paired))}
+    for one, test in tests.items() if len(tests) == 1 else ():
+        ours, theirs = (words.percent_n(list(some.values("top1"))) for some in (one, pairs[one]))
+        difference = f"difference {words.signed(test.difference)} points, {words.verdict(test)}"
+        yield what, f"{one.ids['init']} {ours} against {over} {theirs}; {difference}."
+    if len(tests) > 1:
+        better = sum(test.difference > 0 for test in tests.values())
+        low, high = (words.signed(bound(test.difference for test in tests.values())) for bound in (min, max))
+        n = words.counts([min(test.n) for test in tests.values()])
+        yield what, f"better than {over} in {better} of {len(tests)} settings ({n} each), by {low} to {high} points."
+
+
+def _strength(some: list[Experiment]) -> float | None:
+    """The epsilon at which attacks are compared: 1/255 if it was tried, else the middle one above 0."""
+    tried = sorted({epsilon for one in some for epsilon in one.epsilons() if epsilon > 0})
+    if not tried:
+        return None
+    return EPSILON if EPSILON in tried else tried[len(tried) // 2]
+
+
+def _epsilon_curve(one: Experiment) -> tuple[np.ndarray, np.ndarray] | None:
+    """epsilons (E,) and accuracies (seeds, E) of the seeds that have all of them."""
+    strengths = one.epsilons()
+    table = (
+        pd.concat([one.values("robust_top1", epsilon) for epsilon in strengths], axis=1).dropna() if strengths else []
+    )
+    return (np.array(strengths), table.to_numpy()) if len(table) else None
+
+
+def _doubts(some: list[Experiment]) -> Iterator[str]:
+    """Signs that an attack, and not the model, is what is weak."""
+    columns = telling(some)
+    for one in some:
+        name = label(one, columns) or "the model"
+        mean = [one.values("robust_top1", epsilon).mean() for epsilon in one.epsilons()]
+        if any(later > earlier + 0.005 for earlier, later in zip(mean, mean[1:])):
+            yield f"Check {name}: accuracy rises with ε, which a working attack does not allow."
+        zeros = one.values("zero_gradient_share")
+        if len(zeros) and zeros.max() > 0.5:
+            yield f"Check {name}: {100 * zeros.max():.0f} % of its input gradients are exactly zero, so gradient attacks prove little."
+
+
+def _curve(table: pd.DataFrame, metric: str) -> figures.Curve:
+    rows = table.dropna(subset=[metric])
+    return rows["epoch"].to_numpy(float), rows[metric].to_numpy(float)
+
+
+def _span(some: list[Experiment], metric: str) -> tuple[float, float]:
+    """The lowest and highest value over all seeds, so that charts beside each other share an axis."""
+    values = [value for one in some for value in one.values(metric)]
+    return (min(values), max(values)) if values else (0.0, 1.0)
+
+
+def _test_size(some: list[Experiment], metric: str) -> list[str]:
+    images = {one.images(metric) for one in some}
+    return (
+        words.test_size([value for one in some for value in one.values(metric)], images.pop())
+        if len(images) == 1
+        else []
+    )
+
+
+def _names(one: Experiment, columns: list[str]) -> list[str]:
+    return [shown(column, one.ids[column]) for column in columns]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""

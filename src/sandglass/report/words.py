@@ -1,0 +1,113 @@
+"""Numbers as a reader wants them: accuracies in percent with one decimal, a mean never without its spread or its n, and
+a difference never without what so few seeds can decide about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sandglass.report.statistics import ALPHA, Comparison, Summary, smallest_p, summarise, wilson
+
+
+def percent(values: Sequence[float]) -> str:
+    """'93.1 ± 0.4' from fractions; without the deviation for one seed."""
+    s = summarise(values)
+    return f"{100 * s.mean:.1f}".replace("-", "−") + (f" ± {100 * s.deviation:.1f}" if s.n > 1 else "")
+
+
+def percent_n(values: Sequence[float]) -> str:
+    return f"{percent(values)} % (n = {len(values)})"
+
+
+def interval(values: Sequence[float], images: int) -> str:
+    """95 % over seeds; for one seed that of its test images, with a mark."""
+    s = summarise(values)
+    if s.n > 1:
+        low, high, mark = s.low, s.high, ""
+    elif images:
+        (low, high), mark = wilson(s.mean * images, images), " *"
+    else:
+        return "–"
+    return f"{100 * max(low, 0):.1f} – {100 * min(high, 1):.1f}{mark}"
+
+
+def number(s: Summary) -> str:
+    """Mean and deviation of any quantity, to the digits that mean something."""
+    return f"{s.mean:.4g}" + (f" ± {s.deviation:.2g}" if s.n > 1 else "")
+
+
+def signed(points: float) -> str:
+    """A difference of fractions in points, with its sign."""
+    text = f"{100 * points:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def probability(p: float) -> str:
+    return f"{p:.2f}" if p >= 0.01 else f"{p:.1g}"
+
+
+def cell(c: Comparison | None) -> str:
+    """A comparison in a table."""
+    return f"{signed(c.difference)}, p = {probability(c.p)}" if c else ""
+
+
+def verdict(c: Comparison) -> str:
+    """A comparison in a sentence."""
+    n = f"n = {c.n[0]}" if c.n[0] == c.n[1] else f"n = {c.n[0]} and {c.n[1]}"
+    text = f"exact p = {probability(c.p)}"
+    if not c.can_decide:
+        least = probability(c.smallest)
+        text += (
+            f", the smallest that {n} can show"
+            if math.isclose(c.p, c.smallest)
+            else f", and {n} cannot show less than {least}"
+        )
+    return text
+
+
+def limits(used: list[Comparison]) -> list[str]:
+    """What the p values of a table can and cannot mean, once for the table."""
+    if not used:
+        return []
+    notes = []
+    kind = "within pairs of one seed" if used[0].paired else "between groups of seeds"
+    notes.append(
+        f"p: exact two-sided permutation test {kind}, not corrected for the number of comparisons ({len(used)})."
+    )
+    for n in sorted({c.n for c in used if not c.can_decide}):
+        floor = probability(smallest_p(*n, used[0].paired))
+        size = f"{n[0]} pairs" if used[0].paired else f"{n[0]} against {n[1]} seeds"
+        enough = next(k for k in range(2, 99) if smallest_p(k, k, used[0].paired) <= ALPHA)
+        need = f"{enough} pairs" if used[0].paired else f"{enough} against {enough}"
+        notes.append(
+            f"With {size} p cannot be below {floor}: no such difference can be significant, whatever its size. It takes {need}."
+        )
+    return notes
+
+
+def test_size(accuracies: Sequence[float], images: int) -> list[str]:
+    """What the number of test images alone leaves open."""
+    if not accuracies or not images:
+        return []
+    mean = summarise(accuracies).mean
+    low, high = wilson(mean * images, images)
+    return [
+        f"{images:,} test images alone leave ± {50 * (high - low):.1f} points (Wilson, 95 %) around an accuracy of "
+        f"{100 * mean:.0f} %; seeds share these images, so the spread over seeds does not contain it."
+    ]
+
+
+def span(fractions: Sequence[float]) -> str:
+    """'86.1' or '86.1 – 93.2', in percent."""
+    low, high = (f"{100 * bound(fractions):.1f}" for bound in (min, max))
+    return low if low == high else f"{low} – {high}"
+
+
+def counts(numbers: Sequence[int]) -> str:
+    """'n = 3' or 'n = 2 to 3'."""
+    low, high = min(numbers), max(numbers)
+    return f"n = {low}" if low == high else f"n = {low} to {high}"
+
+
+def minutes(amount: float) -> str:
+    return f"{amount / 60:.1f} hours" if amount >= 120 else f"{amount:.1f} minutes"
