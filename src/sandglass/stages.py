@@ -307,7 +307,7 @@ def _export(folder: RunFolder, encoder: Any, settings: dict[str, Any]) -> None:
         "architecture": settings["backbone"],
         "num_classes": model.num_classes,
         "num_features": model.num_features,
-        "model_args": encoder.arguments,
+        "model_args": model.made_with,
         "pretrained_cfg": {
             "input_size": [3, settings["size"], settings["size"]],
             "mean": encoder.mean.flatten().tolist(),

@@ -31,9 +31,7 @@ def ask(task: Auxiliary, grid: Tensor, seed: int = 0) -> dict[str, Tensor]:
 
 
 def test_reading_the_register_imports_no_torch() -> None:
-    code = (
-        "import sys; from sandglass.auxiliary import AUXILIARY as A; print([*map(A.about, A)], 'torch' in sys.modules)"
-    )
+    code = "import sys; from sandglass.auxiliary import AUXILIARY as A; print(*map(A.about, A), 'torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert told.rstrip().endswith("False")
 

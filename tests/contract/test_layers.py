@@ -55,13 +55,17 @@ def test_the_command_line_starts_without_heavy_imports():
 
 
 def test_help_in_under_half_a_second():
-    import time
+    import resource
+
+    def spent() -> float:  # CPU seconds: the turns of a neighbour do not count
+        use = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return use.ru_utime + use.ru_stime
 
     times = []
-    for _ in range(5):
-        began = time.perf_counter()
+    for _ in range(3):
+        began = spent()
         subprocess.run([sys.executable, "-m", "sandglass", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - began)
+        times.append(spent() - began)
     assert min(times) < 0.5, times
 
 

@@ -194,12 +194,16 @@ def _refuse_cut_edges(model: nn.Module, size: int) -> None:
 def _create(name: str, size: int, classes: int, arguments: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name):
         raise Problem("B-301", Exit.CONFIG, f"unknown backbone '{name}'", fix=did_you_mean(name, timm.list_models()))
+    given = {"img_size": size, **arguments}
     try:
-        return timm.create_model(name, num_classes=classes, **{"img_size": size, **arguments})
+        model = timm.create_model(name, num_classes=classes, **given)
     except TypeError as error:
         if "'img_size'" not in str(error) or "img_size" in arguments:
             raise
-        return timm.create_model(name, num_classes=classes, **arguments)  # it takes images of any size
+        given = arguments  # it takes images of any size
+        model = timm.create_model(name, num_classes=classes, **given)
+    model.made_with = given  # for the config.json beside exported weights
+    return model
 
 
 def _sketch(name: str, size: int, classes: int, arguments: dict[str, Any]) -> Encoder:

@@ -154,14 +154,15 @@ class Lengthen(nn.Module):
 def average_(weight: Tensor, noise: float = 0.0) -> None:
     """Fill the weight (C, C, k, k) of a convolution: it averages its window, channel by channel, plus normal noise."""
     with torch.no_grad():
-        share = torch.eye(len(weight)) / weight[0, 0].numel()
+        share = torch.eye(len(weight), device=weight.device) / weight[0, 0].numel()
         weight.normal_(std=noise).add_(share[:, :, None, None])
 
 
 def copy_(weight: Tensor, noise: float = 0.0) -> None:
     """Fill the weight (k k C, C) of a linear map: it copies its input k k times, plus normal noise."""
     with torch.no_grad():
-        weight.normal_(std=noise).add_(torch.eye(weight.shape[1]).repeat(len(weight) // weight.shape[1], 1))
+        share = torch.eye(weight.shape[1], device=weight.device)
+        weight.normal_(std=noise).add_(share.repeat(len(weight) // weight.shape[1], 1))
 
 
 class Hourglass(nn.Module):

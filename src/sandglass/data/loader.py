@@ -52,7 +52,8 @@ class Split:
         rows = index[order]
         sizes = self.sizes[index]
         height, width = sizes.max(axis=0) if len(sizes) else (0, 0)
-        canvas = np.zeros((len(index), 3, height, width), dtype=np.uint8)
+        full = bool((sizes == (height, width)).all())
+        canvas = (np.empty if full else np.zeros)((len(index), 3, height, width), dtype=np.uint8)
         edges = np.searchsorted(rows, self._starts)
         for part, start, low, high in zip(self._parts, self._starts, edges, edges[1:]):
             part.put(rows[low:high] - start, canvas, order[low:high])
@@ -64,7 +65,8 @@ class _Part:
 
     def __init__(self, folder: Path, name: str) -> None:
         try:
-            self.images = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            mapped = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            self.images = np.asarray(mapped)  # the same memory; rows of a memmap object are slow to make
             self.labels = np.load(folder / f"{name}_labels.npy", allow_pickle=False)
             self.sizes = np.load(folder / f"{name}_sizes.npy", allow_pickle=False)
             self.ends = np.cumsum(3 * self.sizes.prod(axis=1))
@@ -76,15 +78,14 @@ class _Part:
 
     def put(self, rows: np.ndarray, canvas: np.ndarray, places: np.ndarray) -> None:
         """Copy the images `rows`, ascending, into canvas[places]."""
-        if self.images.ndim == 4:
-            height, width = self.images.shape[2:]
-            if len(rows):
-                canvas[places, :, :height, :width] = self.images[rows]
-            return
-        for row, place in zip(rows, places):
-            height, width = self.sizes[row]
-            end = self.ends[row]
-            canvas[place, :, :height, :width] = self.images[end - 3 * height * width : end].reshape(3, height, width)
+        uniform = self.images.ndim == 4
+        for row, place in zip(rows.tolist(), places.tolist()):
+            if uniform:
+                image = self.images[row]
+            else:
+                end, (height, width) = self.ends[row], self.sizes[row]
+                image = self.images[end - 3 * height * width : end].reshape(3, height, width)
+            canvas[place, :, : image.shape[1], : image.shape[2]] = image
 
 
 def open_split(folder: Path, split: str, *, evaluating: bool = False) -> Split:

@@ -31,7 +31,7 @@ def stratified_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.n
             f"{len(few):,} of {len(classes):,} classes have a single image",
             where=f"class numbers {', '.join(map(str, few[:5]))}",
             why="each class needs 2 images: one to train on and one to hold out",
-            fix="add images, or provide the held-out part yourself (data.val_fraction: 0 needs no validation images)",
+            fix="add images, give the held-out part as a folder of its own, or data.val_fraction: 0",
         )
     cut = _first_of_each_class(labels, fraction, seed, "cut", leave=1)
     return np.setdiff1d(np.arange(len(labels)), cut), cut

@@ -39,12 +39,14 @@ class FeatureSet:
 
 def feature_set(encoder: Encoder, data_folder: Path, size: int, device: torch.device) -> FeatureSet:
     """Features of a packed data set, on `device`; `size` in px."""
-    found: dict[str, Any] = {}
-    for name in ("train", "val", "test"):
-        split = open_split(data_folder, name, evaluating=name == "test")
-        found[name] = extract(encoder, split, size, device)
-        found[f"{name}_labels"] = torch.as_tensor(split.labels, device=device)
-    return FeatureSet(**found, classes=len(split.info["classes"]))
+    train = open_split(data_folder, "train")
+    splits = {"train": train, "test": open_split(data_folder, "test", evaluating=True)}
+    if train.info["counts"].get("val"):
+        splits["val"] = open_split(data_folder, "val")
+    found = {name: extract(encoder, split, size, device) for name, split in splits.items()}
+    found |= {f"{name}_labels": torch.as_tensor(split.labels, device=device) for name, split in splits.items()}
+    nothing = {"val": found["train"][:0], "val_labels": found["train_labels"][:0]}
+    return FeatureSet(**nothing | found, classes=len(train.info["classes"]))
 
 
 def extract(encoder: Encoder, split: Split, size: int, device: torch.device, batch_size: int = 256) -> Tensor:
@@ -138,7 +140,7 @@ def _answers(
     finally:
         for module, training in modes.items():
             module.training = training
-    answers = torch.cat(found) if found else torch.zeros(0, encoder.width, device=device)
+    answers = torch.cat(found)
     if not answers.isfinite().all():
         bad = int((~answers.isfinite().all(dim=1)).sum())
         raise Problem(

@@ -1,4 +1,4 @@
-"""The table's rows as experiments: the seeds of one setting, what tells two of them apart, and which is compared to which.
+"""The table's rows as experiments: the seeds of one setting, what tells two apart, and which is compared to which.
 
 Two experiments are compared only if they differ in nothing but the column that is asked about. Runs of one seed share
 their labelled images and the order of their batches, so finetuned models are compared in pairs; a pretrained and a
@@ -7,7 +7,10 @@ random network share nothing, so probes are not.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -24,6 +27,9 @@ SHOWN = (
 )  # fmt: skip
 
 
+EPSILON = 1.0  # in 1/255: one 8-bit level, the published point
+
+
 @dataclass(frozen=True, eq=False)
 class Experiment:
     """All seeds of one setting: `ids` are the columns of IDENTITY, `rows` its part of the table."""
@@ -31,12 +37,19 @@ class Experiment:
     ids: dict[str, Any]
     rows: pd.DataFrame
 
+    @cached_property
+    def _numbers(self) -> dict[tuple[str, float | None], dict[Any, float]]:
+        found: dict[tuple[str, float | None], dict[Any, float]] = defaultdict(dict)
+        columns = (self.rows[name].tolist() for name in ("metric", "split", "epsilon", "seed", "value"))
+        for metric, split, epsilon, seed, value in zip(*columns):
+            if split != "val" and not math.isnan(value):
+                found[metric, None].setdefault(seed, value)
+                found[metric, epsilon].setdefault(seed, value)
+        return dict(found)
+
     def values(self, metric: str, epsilon: float | None = None) -> pd.Series:
-        """The numbers of a metric by seed, not those of the validation split."""
-        rows = self.rows[(self.rows["metric"] == metric) & (self.rows["split"] != "val")]
-        if epsilon is not None:
-            rows = rows[rows["epsilon"] == epsilon]
-        return rows.dropna(subset=["value"]).drop_duplicates("seed").set_index("seed")["value"]
+        """The numbers of a metric by seed (at one strength of attack), not those of the validation split."""
+        return pd.Series(self._numbers.get((metric, epsilon), {}), dtype="float64")
 
     def images(self, metric: str) -> int:
         """How many images one number of the metric is of; 0 if that was not written down."""
@@ -128,6 +141,14 @@ def against(some: list[Experiment], column: str, base: str) -> dict[Experiment, 
             if len(same) == 1:
                 found[one] = same[0]
     return found
+
+
+def strength(some: list[Experiment]) -> float | None:
+    """The epsilon at which attacks are compared: 1/255 if it was tried, else the middle one above 0."""
+    tried = sorted({epsilon for one in some for epsilon in one.epsilons() if epsilon > 0})
+    if not tried:
+        return None
+    return EPSILON if EPSILON in tried else tried[len(tried) // 2]
 
 
 def compared(

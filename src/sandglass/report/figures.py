@@ -91,7 +91,7 @@ def curves(groups: dict[str, list[Curve]], metric: str) -> str:
         return _svg(figure, f"{metric} by epoch: {', '.join(groups)}")
 
 
-def dots(rows: list[tuple[str, str, Sequence[float]]], xlabel: str, span: tuple[float, float]) -> str:
+def dots(rows: Sequence[tuple[str, str, Sequence[float]]], xlabel: str, span: tuple[float, float]) -> str:
     """One line per (label, group, values): every seed a dot, their mean a bar, and the numbers in words at the end.
 
     Values are fractions and shown in percent, on an axis that holds `span`. Lines of a group share a colour.
@@ -124,7 +124,7 @@ def dots(rows: list[tuple[str, str, Sequence[float]]], xlabel: str, span: tuple[
 
 
 def epsilons(groups: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """Accuracy by strength of attack: (epsilons (E,) in 1/255, values (seeds, E)) -> mean and a band of one deviation."""
+    """Accuracy by strength of attack: (epsilons (E,) in 1/255, values (seeds, E)); mean, band of one deviation."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(2.7)
         ticks = sorted({float(e) for epsilon, _ in groups.values() for e in epsilon})

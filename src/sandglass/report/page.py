@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,16 +32,16 @@ from sandglass.report.experiments import (
     label,
     panels,
     shown,
+    strength,
     telling,
 )
-from sandglass.report.statistics import ALPHA, Comparison, summarise
+from sandglass.report.finding import PROBES, finding
+from sandglass.report.statistics import Comparison, summarise
 from sandglass.runs import read_json, write_atomic
 
 UNCURVED = {"step", "epoch", "lr", "total", "gradient_norm"}  # logged, but not what a reader of the page looks for
 CURVES, SHEETS, MAPS = 9, 4, 6  # at most so many pictures of a kind
 COST = {"minutes": "minutes", "images_per_second": "images per second", "peak_memory_gib": "peak memory, GiB"}
-PROBES = {"linear": "Linear probe", "knn": "Nearest neighbours"}
-EPSILON = 1.0  # in 1/255: where attacks are compared, one 8-bit level
 
 
 @dataclass
@@ -96,7 +97,7 @@ def write(
     )
     text = environment.get_template("page.html.j2").render(
         study=study,
-        finding=page.finding(),
+        finding=finding(page.stages),
         sections=[section for section in page.sections() if section],
         links=links,
         absent=[key for key in keys if key in absent],
@@ -136,51 +137,6 @@ class _Page:
         """The experiments of a stage that have a number of this metric."""
         return [one for one in self.stages.get(stage, []) if len(one.values(metric))]
 
-    # ------------------------------------------------------------------ the finding
-
-    def finding(self) -> list[tuple[str, str]]:
-        """The numbers of the study in sentences: (about what, what)."""
-        told = [*self._probe_finding(), *self._init_finding(), *self._auxiliary_finding(), *self._attack_finding()]
-        return told or [("Nothing yet", "no finished run has a number to tell.")]
-
-    def _probe_finding(self) -> Iterator[tuple[str, str]]:
-        some = self.having("probe", "top1")
-        for probe, name in PROBES.items():
-            pairs = against([one for one in some if one.ids["probe"] == probe], "init", "random")
-            yield from _advantage(name, "random weights", pairs, paired=False)
-
-    def _init_finding(self) -> Iterator[tuple[str, str]]:
-        some = [one for one in self.having("finetune", "top1") if one.ids["auxiliary"] == "none"]
-        for fraction in dict.fromkeys(one.ids["label fraction"] for one in some):
-            pairs = against([one for one in some if one.ids["label fraction"] == fraction], "init", "scratch")
-            yield from _advantage(f"Finetuned with {100 * fraction:g} % of the labels", "scratch", pairs, paired=True)
-
-    def _auxiliary_finding(self) -> Iterator[tuple[str, str]]:
-        pairs = against(self.having("finetune", "top1"), "auxiliary", "none")
-        tests = [test for one, base in pairs.items() if (test := compared(one, base, "top1", paired=True))]
-        if not tests:
-            return
-        low, high = (words.signed(bound(test.difference for test in tests)) for bound in (min, max))
-        change = f"{low} points" if low == high else f"between {low} and {high} points"
-        if any(test.can_decide for test in tests):
-            decided = sum(test.p <= ALPHA for test in tests)
-            verdict = f"{decided} of {len(tests)} comparisons have p ≤ {ALPHA} (exact, not corrected for their number)"
-        else:
-            verdict = f"{words.counts([test.n[0] for test in tests])} is too few to decide any of the {len(tests)} comparisons"
-        yield "Auxiliary tasks", f"{change} against training without them; {verdict}."
-
-    def _attack_finding(self) -> Iterator[tuple[str, str]]:
-        some = self.having("attack", "robust_top1")
-        for attack in dict.fromkeys(one.ids["attack"] for one in some):
-            epsilon, these = _strength(some), [one for one in some if one.ids["attack"] == attack]
-            if epsilon is None:
-                continue
-            clean, robust = ([one.values(m, epsilon).mean() for one in these] for m in ("clean_top1", "robust_top1"))
-            n = words.counts([len(one.values("robust_top1", epsilon)) for one in these])
-            kinds = f"{len(these)} kinds of model, {n} each" if len(these) > 1 else n
-            fall = f"falls from {words.span(clean)} % to {words.span(robust)} % ({kinds})"
-            yield f"{attack.upper()} at ε = {epsilon:g}/255", f"accuracy {fall}."
-
     # ------------------------------------------------------------------ results
 
     def probes(self) -> Section:
@@ -211,7 +167,7 @@ class _Page:
 
     def robustness(self) -> Section:
         section, some = Section("robustness", "Robustness"), self.having("attack", "robust_top1")
-        epsilon = _strength(some)
+        epsilon = strength(some)
         if epsilon is None:
             return section
         columns, base = telling(some), against(some, "auxiliary", "none")
@@ -273,7 +229,8 @@ class _Page:
         return section
 
     def views(self) -> Section:
-        section, seen = Section("views", "What the networks saw"), set()
+        section = Section("views", "What the networks saw")
+        seen: set[tuple[str, ...]] = set()
         for run in self.runs:
             data, recipe = run["columns"].get("data set", ""), run["columns"].get("views", "")
             about = (data, recipe, str(run["settings"].get("views")))
@@ -287,7 +244,8 @@ class _Page:
         return section
 
     def embeddings(self) -> Section:
-        section, seen = Section("maps", "Maps of the features"), set()
+        section = Section("maps", "Maps of the features")
+        seen: set[str] = set()
         section.text.append(
             "Test images in the plane of the first two principal components of their features: the directions of "
             "largest spread, chosen without labels. Classes that overlap here may be apart in other directions."
@@ -313,10 +271,10 @@ class _Page:
             found = arrays(self.results / "attack" / one.runs[0] / "examples.npz")
             if found:
                 pictures, factor = figures.attacked(found, self._classes(one.ids["data set"]))
-                strength = f"{attack.upper()} at ε = {float(np.ravel(found['epsilon'])[0]):g}/255"
-                caption = f"{strength}; from top to bottom the clean image, the change × {factor:g} around grey, the attacked image"
-                name = ", ".join(filter(None, [label(one, columns), f"seed {one.seed}"]))
-                section.sheets.append((f"{caption} ({name})", pictures))
+                radius = f"{attack.upper()} at ε = {float(np.ravel(found['epsilon'])[0]):g}/255"
+                name = ", ".join(filter(None, [radius, label(one, columns), f"seed {one.seed}"]))
+                rows = f"from top to bottom clean, the change × {factor:g} around grey, attacked"
+                section.sheets.append((f"{name}; {rows}", pictures))
         return section
 
     # ------------------------------------------------------------------ facts
@@ -431,12 +389,9 @@ class _Page:
 
     def _infos(self) -> dict[str, dict[str, Any]]:
         """What packing wrote about each data set."""
-        files = {
-            run["columns"].get("data set", ""): self.results / "data" / run["name"] / "info.json"
-            for run in self.runs
-            if run["stage"] == "data"
-        }
-        return {name: read_json(file) for name, file in files.items() if file.is_file()}
+        packed = {run["columns"].get("data set", ""): run["name"] for run in self.runs if run["stage"] == "data"}
+        files = {data: self.results / "data" / name / "info.json" for data, name in packed.items()}
+        return {data: read_json(file) for data, file in files.items() if file.is_file()}
 
     def _classes(self, data: str) -> list[str]:
         return [str(name) for name in self._infos().get(data, {}).get("classes", [])]
@@ -446,35 +401,11 @@ class _Page:
         return str(derived.get("device", ""))
 
 
-def _advantage(what: str, over: str, pairs: dict[Experiment, Experiment], paired: bool) -> Iterator[tuple[str, str]]:
-    """One comparison told in full, or how several came out."""
-    tests = {one: test for one, base in pairs.items() if (test := compared(one, base, "top1", paired=paired))}
-    for one, test in tests.items() if len(tests) == 1 else ():
-        ours, theirs = (words.percent_n(list(some.values("top1"))) for some in (one, pairs[one]))
-        difference = f"difference {words.signed(test.difference)} points, {words.verdict(test)}"
-        yield what, f"{one.ids['init']} {ours} against {over} {theirs}; {difference}."
-    if len(tests) > 1:
-        better = sum(test.difference > 0 for test in tests.values())
-        low, high = (words.signed(bound(test.difference for test in tests.values())) for bound in (min, max))
-        n = words.counts([min(test.n) for test in tests.values()])
-        yield what, f"better than {over} in {better} of {len(tests)} settings ({n} each), by {low} to {high} points."
-
-
-def _strength(some: list[Experiment]) -> float | None:
-    """The epsilon at which attacks are compared: 1/255 if it was tried, else the middle one above 0."""
-    tried = sorted({epsilon for one in some for epsilon in one.epsilons() if epsilon > 0})
-    if not tried:
-        return None
-    return EPSILON if EPSILON in tried else tried[len(tried) // 2]
-
-
 def _epsilon_curve(one: Experiment) -> tuple[np.ndarray, np.ndarray] | None:
     """epsilons (E,) and accuracies (seeds, E) of the seeds that have all of them."""
-    strengths = one.epsilons()
-    table = (
-        pd.concat([one.values("robust_top1", epsilon) for epsilon in strengths], axis=1).dropna() if strengths else []
-    )
-    return (np.array(strengths), table.to_numpy()) if len(table) else None
+    found = {epsilon: one.values("robust_top1", epsilon) for epsilon in one.epsilons()}
+    table = pd.DataFrame(found).dropna()
+    return (table.columns.to_numpy(float), table.to_numpy()) if len(table) else None
 
 
 def _doubts(some: list[Experiment]) -> Iterator[str]:
@@ -483,11 +414,12 @@ def _doubts(some: list[Experiment]) -> Iterator[str]:
     for one in some:
         name = label(one, columns) or "the model"
         mean = [one.values("robust_top1", epsilon).mean() for epsilon in one.epsilons()]
-        if any(later > earlier + 0.005 for earlier, later in zip(mean, mean[1:])):
+        if any(later > earlier + 0.005 for earlier, later in pairwise(mean)):
             yield f"Check {name}: accuracy rises with ε, which a working attack does not allow."
         zeros = one.values("zero_gradient_share")
         if len(zeros) and zeros.max() > 0.5:
-            yield f"Check {name}: {100 * zeros.max():.0f} % of its input gradients are exactly zero, so gradient attacks prove little."
+            share = f"{100 * zeros.max():.0f} % of its input gradients are exactly zero"
+            yield f"Check {name}: {share}, so gradient attacks prove little."
 
 
 def _curve(table: pd.DataFrame, metric: str) -> figures.Curve:
@@ -503,11 +435,8 @@ def _span(some: list[Experiment], metric: str) -> tuple[float, float]:
 
 def _test_size(some: list[Experiment], metric: str) -> list[str]:
     images = {one.images(metric) for one in some}
-    return (
-        words.test_size([value for one in some for value in one.values(metric)], images.pop())
-        if len(images) == 1
-        else []
-    )
+    values = [value for one in some for value in one.values(metric)]
+    return words.test_size(values, images.pop()) if len(images) == 1 else []
 
 
 def _names(one: Experiment, columns: list[str]) -> list[str]:

@@ -4,9 +4,12 @@ a difference never without what so few seeds can decide about it."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from sandglass.report.statistics import ALPHA, Comparison, Summary, smallest_p, summarise, wilson
+
+_GLUE = re.compile(r"(?<=\b[np]) (?==)|(?<=[=±]) (?=\d)|(?<=\d) (?=[±%])")
 
 
 def percent(values: Sequence[float]) -> str:
@@ -32,8 +35,13 @@ def interval(values: Sequence[float], images: int) -> str:
 
 
 def number(s: Summary) -> str:
-    """Mean and deviation of any quantity, to the digits that mean something."""
-    return f"{s.mean:.4g}" + (f" ± {s.deviation:.2g}" if s.n > 1 else "")
+    """Mean and deviation of any quantity: two digits of the deviation, and the mean to the same place."""
+    if s.n == 1 or s.deviation < 1e-9 * abs(s.mean):
+        return f"{s.mean:.4g}" + (" ± 0" if s.n > 1 else "")
+    places = max(0, 1 - math.floor(math.log10(s.deviation))) if s.deviation else 0
+    if places > 6:
+        return f"{s.mean:.3g} ± {s.deviation:.2g}"
+    return f"{s.mean:.{places}f} ± {s.deviation:.{places}f}"
 
 
 def signed(points: float) -> str:
@@ -53,34 +61,29 @@ def cell(c: Comparison | None) -> str:
 
 def verdict(c: Comparison) -> str:
     """A comparison in a sentence."""
-    n = f"n = {c.n[0]}" if c.n[0] == c.n[1] else f"n = {c.n[0]} and {c.n[1]}"
     text = f"exact p = {probability(c.p)}"
-    if not c.can_decide:
-        least = probability(c.smallest)
-        text += (
-            f", the smallest that {n} can show"
-            if math.isclose(c.p, c.smallest)
-            else f", and {n} cannot show less than {least}"
-        )
-    return text
+    if c.can_decide:
+        return text
+    n = f"n = {c.n[0]}" if c.n[0] == c.n[1] else f"n = {c.n[0]} and {c.n[1]}"
+    if math.isclose(c.p, c.smallest):
+        return f"{text}, the smallest that {n} can show"
+    return f"{text}, and {n} cannot show less than {probability(c.smallest)}"
 
 
 def limits(used: list[Comparison]) -> list[str]:
     """What the p values of a table can and cannot mean, once for the table."""
     if not used:
         return []
-    notes = []
-    kind = "within pairs of one seed" if used[0].paired else "between groups of seeds"
-    notes.append(
-        f"p: exact two-sided permutation test {kind}, not corrected for the number of comparisons ({len(used)})."
-    )
+    paired, count = used[0].paired, times(len(used), "comparison")
+    kind = "within pairs of one seed" if paired else "between groups of seeds"
+    notes = [f"p: exact two-sided permutation test {kind}, not corrected for {count}."]
+    enough = next(n for n in range(2, 99) if smallest_p(n, n, paired) <= ALPHA)
     for n in sorted({c.n for c in used if not c.can_decide}):
-        floor = probability(smallest_p(*n, used[0].paired))
-        size = f"{n[0]} pairs" if used[0].paired else f"{n[0]} against {n[1]} seeds"
-        enough = next(k for k in range(2, 99) if smallest_p(k, k, used[0].paired) <= ALPHA)
-        need = f"{enough} pairs" if used[0].paired else f"{enough} against {enough}"
+        have = f"{n[0]} pairs" if paired else f"{n[0]} against {n[1]} seeds"
+        need = f"{enough} pairs" if paired else f"{enough} against {enough}"
         notes.append(
-            f"With {size} p cannot be below {floor}: no such difference can be significant, whatever its size. It takes {need}."
+            f"With {have} p cannot be below {probability(smallest_p(*n, paired))}: such a difference cannot be "
+            f"significant, whatever its size. It takes {need}."
         )
     return notes
 
@@ -99,7 +102,7 @@ def test_size(accuracies: Sequence[float], images: int) -> list[str]:
 
 def span(fractions: Sequence[float]) -> str:
     """'86.1' or '86.1 – 93.2', in percent."""
-    low, high = (f"{100 * bound(fractions):.1f}" for bound in (min, max))
+    low, high = (f"{100 * end(fractions):.1f}" for end in (min, max))
     return low if low == high else f"{low} – {high}"
 
 
@@ -107,6 +110,16 @@ def counts(numbers: Sequence[int]) -> str:
     """'n = 3' or 'n = 2 to 3'."""
     low, high = min(numbers), max(numbers)
     return f"n = {low}" if low == high else f"n = {low} to {high}"
+
+
+def times(count: int, thing: str) -> str:
+    """'1 run', '3 runs'."""
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
+def bound(text: str) -> str:
+    """Numbers kept on one line with what belongs to them."""
+    return _GLUE.sub("\N{NO-BREAK SPACE}", text)
 
 
 def minutes(amount: float) -> str:

@@ -284,8 +284,8 @@ def draw_confusion(n: int, cells: int, generator: Generator) -> Tensor:
             order[..., i - 1 : i + 1] = torch.where(swap, pair.flip(-1), pair)
         return order
 
-    within, rows = scan(cells), scan(1)[:, 0].unsqueeze(2)
-    return (rows * cells + within.gather(1, rows.expand(-1, -1, cells))).flatten(1)
+    within, rows = scan(cells), scan(1).transpose(1, 2)
+    return (rows * cells + within).flatten(1)
 
 
 def region_confusion(images: Tensor, source: Tensor) -> Tensor:

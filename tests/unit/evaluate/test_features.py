@@ -48,12 +48,15 @@ def encoder(classes: int = 4) -> Encoder:
     return build("toy", SIZE, classes, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 
 
+def packed(folder: Path, val_fraction: float) -> Path:
+    entry = catalog.resolve("digits", {})
+    pack.pack(entry, None, folder, store_size=None, val_fraction=val_fraction, seed=0, on_bad_image="error")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    entry = catalog.resolve("digits", {})
-    pack.pack(entry, None, folder, store_size=None, val_fraction=0.1, seed=0, on_bad_image="error")
-    return folder
+    return packed(tmp_path_factory.mktemp("digits"), val_fraction=0.1)
 
 
 def test_features_are_those_of_each_image_alone() -> None:
@@ -156,6 +159,11 @@ def test_feature_set_of_a_packed_data_set(digits: Path) -> None:
         assert getattr(found, name).shape == (n, 32)
         assert getattr(found, f"{name}_labels").dtype == torch.int64
         assert set(getattr(found, f"{name}_labels").tolist()) == set(range(10))
+
+
+def test_without_a_validation_split_its_part_is_empty(tmp_path: Path) -> None:
+    found = features.feature_set(encoder(10), packed(tmp_path, val_fraction=0), SIZE, CPU)
+    assert (len(found.train), found.val.shape, len(found.val_labels), len(found.test)) == (1438, (0, 32), 0, 359)
 
 
 def test_classify_is_the_accuracy_of_the_pooled_split(digits: Path) -> None:

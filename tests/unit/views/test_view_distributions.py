@@ -203,7 +203,7 @@ def scanned(coins: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def test_region_confusion_draws_the_64_permutations_of_a_scan_alike(draws: dict[str, Tensor]) -> None:
-    """T2: of rows (n = 200,000) and of the cells within each grid row; chi-squared over the 64 outcomes of six coins."""
+    """T2: of rows (n = 200,000) and of the cells within each grid row; chi-squared over 64 outcomes of six coins."""
     powers = 7 ** torch.arange(6, -1, -1)
     possible = [scanned(coins) for coins in itertools.product((0, 1), repeat=6)]
     expected = sorted((torch.tensor(line) * powers).sum().item() for line in possible)

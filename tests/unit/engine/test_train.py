@@ -1,0 +1,150 @@
+"""The loop: same steps after a stop, loud about what cannot go on, and nothing trained that should not be."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sandglass.auxiliary import AUXILIARY
+from sandglass.backbones.grid import build
+from sandglass.config import Engine, Optimisation, resolve
+from sandglass.data import catalog, pack
+from sandglass.data.loader import open_split
+from sandglass.engine import checkpoint
+from sandglass.engine.train import Task, device_of, train
+from sandglass.errors import Exit, Problem
+from sandglass.objectives.byol import BYOL
+from sandglass.objectives.supervised import Supervised
+from sandglass.views import RECIPES
+
+ENGINE = Engine(device="cpu", checkpoint_minutes=0, log_every_steps=2)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    pack.pack(catalog.CATALOG["digits"], None, folder, store_size=None, val_fraction=0.1, seed=0, on_bad_image="error")
+    return folder
+
+
+def task(packed, objective="byol", images=64, auxiliaries=(), **settings):
+    torch.manual_seed(0)
+    split = open_split(packed, "train")
+    recipe = "baseline" if objective == "byol" else "plain"
+    encoder = build("toy", 32, 10 if objective == "supervised" else 0, split.info["mean"], split.info["std"])
+    if objective == "byol":
+        learned = BYOL(encoder, {"hidden": 16, "out": 8, "momentum": 0.9}, 10)
+    else:
+        learned = Supervised(encoder, {}, 10)
+    tasks = {name: AUXILIARY.get(name)(encoder.width, encoder.grid_shape, resolve(AUXILIARY, name, {})) for name in auxiliaries}
+    values = Optimisation(epochs=3, batch_size=16, warmup_epochs=1).model_dump() | settings
+    views = {recipe: resolve(RECIPES, recipe, {})}
+    return Task(encoder, learned, tasks, split, torch.arange(images), views, 32, values, seed=5)
+
+
+def weights(t):
+    return {name: value.clone() for name, value in t.encoder.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(("objective", "auxiliaries"), [("byol", ()), ("supervised", ("drloc", "masked_embedding"))])
+def test_a_run_stopped_at_every_step_ends_where_an_undisturbed_one_does(packed, tmp_path, objective, auxiliaries):
+    calm = task(packed, objective, auxiliaries=auxiliaries)
+    outcome = train(calm, tmp_path / "calm", ENGINE, say=lambda text: None)
+    assert outcome.steps == 12 and outcome.attempts == 1
+    stops = 0
+    hasty = Engine(device="cpu", checkpoint_minutes=0, log_every_steps=2, deadline_minutes=1e-9)
+    while True:
+        disturbed = task(packed, objective, auxiliaries=auxiliaries)
+        try:
+            outcome = train(disturbed, tmp_path / "disturbed", hasty, say=lambda text: None)
+            break
+        except Problem as problem:
+            assert problem.exit == Exit.RESUMABLE
+            stops += 1
+    assert stops == 11 and outcome.attempts == 12
+    assert same(weights(calm), weights(disturbed))
+    assert (tmp_path / "calm" / "metrics.jsonl").read_bytes() == (tmp_path / "disturbed" / "metrics.jsonl").read_bytes()
+
+
+def test_metrics_after_the_checkpoint_are_cut_on_resume(packed, tmp_path):
+    t = task(packed)
+    train(t, tmp_path, ENGINE, say=lambda text: None)
+    file = tmp_path / "metrics.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"step": 999, "half a li')
+    train(task(packed), tmp_path, ENGINE, say=lambda text: None)
+    assert file.read_bytes() == whole
+
+
+def test_another_seed_is_another_run(packed, tmp_path):
+    a, b = task(packed), task(packed)
+    b.seed = 6
+    train(a, tmp_path / "a", ENGINE, say=lambda text: None)
+    train(b, tmp_path / "b", ENGINE, say=lambda text: None)
+    assert not same(weights(a), weights(b))
+
+
+def test_supervised_training_learns(packed, tmp_path):
+    t = task(packed, "supervised", images=512, epochs=12, batch_size=32, lr_per_256=0.08)
+    train(t, tmp_path, ENGINE, say=lambda text: None)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"] and rows[0]["loss"] == pytest.approx(np.log(10), rel=0.2)
+
+
+def test_no_full_batch_is_said_before_training(packed, tmp_path):
+    with pytest.raises(Problem) as caught:
+        train(task(packed, images=10), tmp_path, ENGINE)
+    assert caught.value.exit == Exit.CONFIG and "batch_size: 10" in caught.value.fix
+
+
+def test_non_finite_loss_stops_with_batch_ids_and_keeps_a_good_checkpoint(packed, tmp_path):
+    t = task(packed, "supervised")
+    whole, calls = t.objective.loss, []
+
+    def poisoned(encoder, features, batch):
+        calls.append(batch.index)
+        out = whole(encoder, features, batch)
+        return out | {"loss": out["loss"] * (float("nan") if len(calls) == 6 else 1.0)}
+
+    t.objective.loss = poisoned
+    with pytest.raises(Problem) as caught:
+        train(t, tmp_path, ENGINE, say=lambda text: None)
+    assert caught.value.exit == Exit.DIVERGED and "at step 6" in caught.value.what
+    assert str(int(calls[5][0])) in caught.value.where
+    entry = checkpoint.newest(tmp_path / "checkpoints")
+    saved = checkpoint.load(tmp_path / "checkpoints", entry, torch.device("cpu"))
+    assert entry["step"] == 5 and all(torch.isfinite(v).all() for v in saved["modules"].values())
+
+
+def test_frozen_modules_keep_weights_and_statistics(packed, tmp_path):
+    t = task(packed, "supervised")
+    stem = t.encoder.model.stages[0]
+    stem.requires_grad_(False)
+    t.frozen = [stem]
+    before = {name: value.clone() for name, value in stem.state_dict().items()}
+    rest = t.encoder.model.stages[1][0].weight.clone()
+    train(t, tmp_path, ENGINE, say=lambda text: None)
+    assert same(before, stem.state_dict())
+    assert not torch.equal(rest, t.encoder.model.stages[1][0].weight)
+
+
+def test_learning_rate_scale_reaches_the_named_part_only(packed, tmp_path):
+    t = task(packed, "supervised", optimizer="sgd", schedule="constant", warmup_epochs=0.0, clip_norm=0.0, weight_decay=0.0)
+    t.lr_scales = {"stages.0": 1e-9}
+    first, second = t.encoder.model.stages[0][0].weight.clone(), t.encoder.model.stages[1][0].weight.clone()
+    train(t, tmp_path, ENGINE, say=lambda text: None)
+    assert (t.encoder.model.stages[0][0].weight - first).abs().max() < 1e-7
+    assert (t.encoder.model.stages[1][0].weight - second).abs().max() > 1e-6
+
+
+def test_cuda_without_a_gpu_is_a_clear_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("auto").type == "cpu"
+    with pytest.raises(Problem) as caught:
+        device_of("cuda")
+    assert caught.value.exit == Exit.CONFIG
