@@ -108,7 +108,7 @@ class Attack(Strict):
     """Perturbations of test images, on finetuned models."""
 
     attack: str = "fgsm"
-    images: Annotated[int, Field(ge=1)] | None = None  # the first n of the test split; null: all
+    images: Annotated[int, Field(ge=1)] | None = None  # n of the test split, evenly spaced; null: all
 
 
 class Engine(Strict):

@@ -165,6 +165,8 @@ def _attack(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
 
 
 def _report(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
+    import yaml
+
     from sandglass.report import page
     from sandglass.runs import git_state, versions
 
@@ -178,6 +180,7 @@ def _report(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     ]
     about = {"name": name, "about": study.about, "published": study.published, "seeds": list(study.seeds)}
     provenance = {"git": git_state(folder.root), "versions": versions(), "made": time.strftime("%Y-%m-%d %H:%M %z")}
+    provenance["params"] = yaml.safe_dump({name: study.model_dump(exclude_none=True)}, sort_keys=False)
     began = time.monotonic()
     folder.begin()
     made = page.write(folder.root, about | {"title": params.report.title}, rows, folder.results, provenance)

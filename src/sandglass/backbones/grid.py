@@ -196,7 +196,7 @@ def _create(name: str, size: int, classes: int, arguments: dict[str, Any]) -> nn
         raise Problem("B-301", Exit.CONFIG, f"unknown backbone '{name}'", fix=did_you_mean(name, timm.list_models()))
     given = {"img_size": size, **arguments}
     try:
-        model = timm.create_model(name, num_classes=classes, **given)
+        model: Any = timm.create_model(name, num_classes=classes, **given)
     except TypeError as error:
         if "'img_size'" not in str(error) or "img_size" in arguments:
             raise

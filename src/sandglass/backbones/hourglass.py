@@ -17,7 +17,15 @@ from typing import Any, Literal, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, resample_abs_pos_embed, to_2tuple
+from timm.layers import (
+    ClassifierHead,
+    DropPath,
+    Mlp,
+    calculate_drop_path_rates,
+    lecun_normal_,
+    resample_abs_pos_embed,
+    to_2tuple,
+)
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -245,13 +253,21 @@ class Hourglass(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Normal weights of deviation 0.02, no biases; resampling starts as average and copy, plus a little noise."""
+        """Linear maps as in ViT (deviation 0.02, no bias), resampling as average and copy with a little noise.
+
+        The convolutions before the body keep the variance of their input: the copies that the way up adds are
+        normalised, and would drown what the patches say if that were small.
+        """
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d) and not (self.stem_name and name.startswith("stem.")):
+            if self.stem_name and name.startswith("stem."):
+                continue
+            if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                lecun_normal_(module.weight)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, Shorten):
                 average_(module.pool.weight, noise=0.002)
@@ -374,12 +390,18 @@ def cut_resnet(name: str, layers: int, in_chans: int = 3) -> tuple[nn.Sequential
 
 def load_stem(model: Hourglass, resnet: Mapping[str, Tensor]) -> list[str]:
     """Put the first layers of a trained ResNet (`model.stem_name`) into the stem; the names of what was loaded."""
-    mine = model.stem.state_dict()
-    if model.stem_name is None:
+    if getattr(model, "stem_name", None) is None:
         raise Problem(
-            "B-310", Exit.CONFIG, "this Hourglass has no ResNet stem to load", fix="choose one behind a ResNet"
+            "B-310",
+            Exit.CONFIG,
+            f"{type(model).__name__} has no ResNet stem to load",
+            fix="choose an Hourglass behind a ResNet, such as hourglass_c16_r18 or hourglass_s12",
         )
-    wrong = [f"{name} is missing" for name in mine if name not in resnet] + [
+    mine = model.stem.state_dict()
+    layers = {name for name, _ in model.stem.named_children()}
+    wrong = [f"{name} is missing" for name in mine if name not in resnet]
+    wrong += [f"{name} has no place" for name in resnet if name.split(".")[0] in layers and name not in mine]
+    wrong += [
         f"{name} is {tuple(resnet[name].shape)}, not {tuple(value.shape)}"
         for name, value in mine.items()
         if name in resnet and resnet[name].shape != value.shape

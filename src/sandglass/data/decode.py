@@ -19,7 +19,7 @@ from sandglass.data.download import looks_like_html
 MAX_PIXELS = 40_000_000
 MIN_SIDE = 8  # px
 MAX_ASPECT = 20  # long side to short side
-DECODERS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+DECODERS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}  # 8 bits or less
 ORIENTATION = 0x0112  # EXIF

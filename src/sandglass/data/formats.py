@@ -245,12 +245,15 @@ def _images(folder: Path, root: Path, notes: Counter[str]) -> list[Path]:
         path = Path(item)
         if _litter(item.name):
             notes["hidden files ignored"] += 1
-        elif item.is_dir():
-            found += _images(_inside(path, path), root, notes)
-        elif path.suffix.lower() not in SUFFIXES:
-            notes["other files ignored"] += 1
+            continue
+        if item.is_symlink():
+            _inside(path, path if path.is_dir() else root)
+        if item.is_dir():
+            found += _images(path, root, notes)
+        elif path.suffix.lower() in SUFFIXES:
+            found.append(path)
         else:
-            found.append(_inside(path, root) if item.is_symlink() else path)
+            notes["other files ignored"] += 1
     return found
 
 

@@ -126,13 +126,12 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             for module in task.frozen:
                 module.eval()
             torch.manual_seed(int(torch.randint(2**62, (), generator=batch.generator)))  # drop-path and dropout
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):  # losses themselves are in float32
                 features = [task.encoder(view) for view in batch.views]
-            with torch.autocast(device.type, enabled=False):
                 scalars = task.objective.loss(task.encoder, features, batch)
                 total = scalars["loss"]
                 for name, auxiliary in task.auxiliaries.items():
-                    extra = auxiliary.loss(features[0].grid.float(), batch)
+                    extra = auxiliary.loss(features[0].grid, batch)
                     total = total + auxiliary.weight_at(step / steps) * extra["loss"]
                     scalars |= {f"{name}/{key}": value for key, value in extra.items()}
             optimizer.zero_grad(set_to_none=True)

@@ -73,7 +73,15 @@ def accuracy_rows(scores: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     for k in (1, 5):
         right = int((place < k).sum())
         interval = stats.binomtest(right, n).proportion_ci(method="wilson")
-        rows.append({"metric": f"top{k}", "value": right / n, "n": n, "ci_lo": interval.low, "ci_hi": interval.high})
+        rows.append(
+            {
+                "metric": f"top{k}",
+                "value": right / n,
+                "n": n,
+                "ci_lo": float(interval.low),
+                "ci_hi": float(interval.high),
+            }
+        )
     hits = (place == 0).double()
     recalls = [float(hits[labels == label].mean()) for label in labels.unique()]
     rows.append({"metric": "macro_top1", "value": float(np.mean(recalls)), "n": n})  # over the classes that occur

@@ -23,10 +23,8 @@ TELLING = (
     "init", "auxiliary", "data set", "backbone", "objective", "views", "label fraction", "attack", "probe", "setting",
 )  # fmt: skip
 SHOWN = (
-    "data set", "backbone", "objective", "views", "label fraction", "probe", "attack", "init", "auxiliary", "setting",
+    "data set", "backbone", "probe", "attack", "label fraction", "objective", "views", "init", "auxiliary", "setting",
 )  # fmt: skip
-
-
 EPSILON = 1.0  # in 1/255: one 8-bit level, the published point
 
 
@@ -72,9 +70,12 @@ class Experiment:
 
 
 def experiments(frame: pd.DataFrame, stage: str) -> list[Experiment]:
-    """The experiments of a stage, in plan order."""
-    parts = frame[frame["stage"] == stage].groupby(list(IDENTITY), sort=False, dropna=False)
-    return [Experiment(dict(zip(IDENTITY, ids)), part) for ids, part in parts]
+    """The experiments of a stage, sorted by the columns as they are shown, each in the order of the plan."""
+    rows = frame[frame["stage"] == stage]
+    parts = rows.groupby(list(IDENTITY), sort=False, dropna=False)
+    some = [Experiment(dict(zip(IDENTITY, ids)), part) for ids, part in parts]
+    place = {column: {str(value): k for k, value in enumerate(rows[column].unique())} for column in SHOWN}
+    return sorted(some, key=lambda one: [place[column][str(one.ids[column])] for column in SHOWN])
 
 
 def telling(some: list[Experiment]) -> list[str]:
@@ -100,8 +101,8 @@ def common(some: list[Experiment], columns: list[str]) -> str:
 
 def label(one: Experiment, columns: list[str]) -> str:
     """What tells it apart, in words."""
-    words = [shown(column, one.ids[column]) for column in columns]
-    return ", ".join(word for word in words if word != "–")
+    words = [(column, shown(column, one.ids[column])) for column in columns]
+    return ", ".join(word for column, word in words if word != "–" and (column, word) != ("objective", "none"))
 
 
 def shown(column: str, value: Any) -> str:

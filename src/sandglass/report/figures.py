@@ -11,8 +11,10 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -76,18 +78,18 @@ Curve = tuple[np.ndarray, np.ndarray]  # x, y
 def curves(groups: dict[str, list[Curve]], metric: str) -> str:
     """A metric by epoch: each seed a thin line, the mean over seeds a bold one, a colour per group."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(2.6)
-        for (name, seeds), colour in zip(groups.items(), _cycle(COLOURS)):
-            thinned = [_thinned(x, y) for x, y in seeds if len(x)]
+        figure, axes = _axes(2.4, len(groups))
+        for name, colour, kind in _styled(groups):
+            thinned = [_thinned(x, y) for x, y in groups[name] if len(x)]
             for x, y in thinned:
                 axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.45)
             if thinned:
                 x, mean = _mean(thinned)
-                axes.plot(x, mean, color=colour, linewidth=1.8, label=name)
+                axes.plot(x, mean, kind, color=colour, linewidth=1.8, label=name)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.margins(x=0.01)
-        _legend(axes, len(groups))
+        _legend(axes)
         return _svg(figure, f"{metric} by epoch: {', '.join(groups)}")
 
 
@@ -126,20 +128,21 @@ def dots(rows: Sequence[tuple[str, str, Sequence[float]]], xlabel: str, span: tu
 def epsilons(groups: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     """Accuracy by strength of attack: (epsilons (E,) in 1/255, values (seeds, E)); mean, band of one deviation."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(2.7)
+        figure, axes = _axes(2.5, len(groups))
         ticks = sorted({float(e) for epsilon, _ in groups.values() for e in epsilon})
-        for (name, (epsilon, values)), colour in zip(groups.items(), _cycle(COLOURS)):
+        for name, colour, kind in _styled(groups):
+            epsilon, values = groups[name]
             mean, percent = 100 * values.mean(axis=0), 100 * values
             if len(values) > 1:
                 reach = percent.std(axis=0, ddof=1)
                 axes.fill_between(epsilon, mean - reach, mean + reach, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(epsilon, mean, "o-", color=colour, markersize=3.5, linewidth=1.6, label=name)
+            axes.plot(epsilon, mean, kind, marker="o", color=colour, markersize=3.5, linewidth=1.6, label=name)
         positive = [tick for tick in ticks if tick > 0]
         axes.set_xscale("symlog", base=2, linthresh=min(positive, default=1.0))
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set(xlabel="ε, in 1/255 of the pixel range", ylabel="accuracy, %", ylim=(0, 100))
-        _legend(axes, len(groups))
+        _legend(axes)
         return _svg(figure, f"accuracy by attack strength: {', '.join(groups)}")
 
 
@@ -148,11 +151,11 @@ def embedding(xy: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(3.1)
         present = [int(label) for label in np.unique(labels) if label >= 0]
-        for label, colour in zip(present, _cycle(CLASSES)):
+        for label, colour in zip(present, itertools.cycle(CLASSES)):
             x, y = xy[labels == label].T
             axes.scatter(x, y, s=9, color=colour, alpha=0.65, linewidths=0)
         if len(present) <= 20:
-            for label, colour in zip(present, _cycle(CLASSES)):
+            for label, colour in zip(present, itertools.cycle(CLASSES)):
                 name = classes[label] if label < len(classes) else str(label)
                 x, y = np.median(xy[labels == label], axis=0)
                 box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour, "alpha": 0.85}
@@ -210,20 +213,24 @@ def picture(image: np.ndarray) -> str:
 # ------------------------------------------------------------------------------------------ parts
 
 
-def _axes(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height))
+def _axes(height: float, groups: int = 1) -> tuple[Figure, Axes]:
+    """Axes of one height, whatever the legend above them takes."""
+    rows = math.ceil(groups / 2) if groups > 1 else 0
+    figure = Figure(figsize=(WIDTH, height + 0.19 * rows))
     return figure, figure.add_subplot()
 
 
-def _cycle(colours: Sequence[str]) -> Any:
-    while True:
-        yield from colours
-
-
-def _legend(axes: Axes, groups: int) -> None:
+def _legend(axes: Axes) -> None:
     """Above the axes, where it hides nothing; none for a single group."""
-    if groups > 1:
+    if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, columnspacing=1.2)
+
+
+def _styled(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Name, colour and line of each group: solid lines first, then the same colours dashed, dotted, dash-dotted."""
+    kinds = itertools.cycle(itertools.product(("-", "--", ":", "-."), COLOURS))
+    for name, (kind, colour) in zip(names, kinds):
+        yield name, colour, kind
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> Curve:

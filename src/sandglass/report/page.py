@@ -96,7 +96,7 @@ def write(
         lstrip_blocks=True,
     )
     text = environment.get_template("page.html.j2").render(
-        study=study,
+        study={"title": "Sandglass report", "about": ""} | study,
         finding=finding(page.stages),
         sections=[section for section in page.sections() if section],
         links=links,
@@ -124,8 +124,8 @@ class _Page:
         yield self.finetuned()
         yield self.robustness()
         yield self.published()
-        yield self.curves("pretrain", "Pretraining", ("objective", "views"))
-        yield self.curves("finetune", "Finetuning", ("auxiliary",))
+        yield self.curves("pretrain", "Pretraining", "objective")
+        yield self.curves("finetune", "Finetuning", "auxiliary")
         yield self.views()
         yield self.embeddings()
         yield self.attacked()
@@ -211,9 +211,9 @@ class _Page:
 
     # ------------------------------------------------------------------ what can be seen
 
-    def curves(self, stage: str, title: str, by: tuple[str, ...]) -> Section:
+    def curves(self, stage: str, title: str, by: str) -> Section:
         section = Section(f"{stage}-curves", title, ["Thin lines are seeds, bold lines their mean."])
-        for panel, lines in panels(self.stages.get(stage, []), by):
+        for panel, lines in panels(self.stages.get(stage, []), (by,)):
             tables = {name: [history(self.results / stage / run) for run in one.runs] for name, one in lines}
             logged = dict.fromkeys(column for some in tables.values() for table in some for column in table.columns)
             for metric in [name for name in logged if name not in UNCURVED]:

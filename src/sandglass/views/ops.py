@@ -64,10 +64,8 @@ def draw_crop(sizes: Tensor, scale: tuple[float, float], generator: Generator) -
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.int().argmax(0, keepdim=True)  # argmax names the first of equals
     place = torch.rand(2, n, generator=generator, dtype=torch.float64)
-    largest_h, largest_w = (
-        torch.minimum(height, (width / narrow).round()),
-        torch.minimum(width, (height * wide).round()),
-    )
+    largest_h = torch.minimum(height, (width / narrow).round())
+    largest_w = torch.minimum(width, (height * wide).round())
     found = fits.any(0)
     h = torch.where(found, h.gather(0, first)[0], largest_h)
     w = torch.where(found, w.gather(0, first)[0], largest_w)
@@ -135,11 +133,10 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor, size: int, interpola
 
 
 def _both_sides(down: Tensor, images: Tensor, across: Tensor) -> Tensor:
-    """Y X Z' for every sample and channel: (B, h, H), (B, C, H, W), (B, w, W) -> (B, C, h, w). Never autocast."""
+    """Y X Z' for every sample and channel: (B, h, H), (B, C, H, W), (B, w, W) -> (B, C, h, w)."""
     batch, channels, height, width = images.shape
-    with torch.autocast(images.device.type, enabled=False):
-        narrow = torch.bmm(images.reshape(batch, channels * height, width), across.transpose(1, 2))
-        return torch.matmul(down.unsqueeze(1), narrow.view(batch, channels, height, -1))
+    narrow = torch.bmm(images.reshape(batch, channels * height, width), across.transpose(1, 2))
+    return torch.matmul(down.unsqueeze(1), narrow.view(batch, channels, height, -1))
 
 
 def quarter_turn(images: Tensor) -> Tensor:

@@ -128,7 +128,8 @@ def evaluation_view(images: Tensor, sizes: Tensor, size: int) -> Tensor:
     """uint8 (B, 3, H, W), sizes (B, 2) -> (B, 3, size, size) in [0, 1]: shorter side resized, then the centre."""
     if images.shape[2:] == (size, size) and bool((sizes == size).all()):
         return images.float().div_(255)
-    return ops.resample(images, *ops.centre_spans(sizes, size), size).div_(255)
+    with torch.autocast(images.device.type, enabled=False):
+        return ops.resample(images, *ops.centre_spans(sizes, size), size).div_(255)
 
 
 def _views(settings: dict[str, Any], images: Tensor, sizes: Tensor, size: int, generator: Generator) -> list[Tensor]:
@@ -137,10 +138,11 @@ def _views(settings: dict[str, Any], images: Tensor, sizes: Tensor, size: int, g
     draws = draw(settings, sizes[source], size, generator)
     views = torch.empty(len(source), 3, size, size, device=images.device)
     share = max(1, SLICE // (3 * size * size)) if images.device.type == "cpu" else len(source)
-    for start in range(0, len(source), share):
-        part = slice(start, start + share)
-        pixels = images.index_select(0, source[part].to(images.device))
-        _apply({key: value[part] for key, value in draws.items()}, settings, pixels, views[part])
+    with torch.autocast(images.device.type, enabled=False):  # float32 also where the caller trains in bfloat16
+        for start in range(0, len(source), share):
+            part = slice(start, start + share)
+            pixels = images.index_select(0, source[part].to(images.device))
+            _apply({key: value[part] for key, value in draws.items()}, settings, pixels, views[part])
     return list(views.view(settings["count"], len(images), 3, size, size).unbind(0))
 
 

@@ -19,7 +19,9 @@ from sandglass.errors import Exit, Problem
 CONTENT = b"pixels"
 
 
-def member(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = CONTENT, link: str = "", mode: int = 0o644) -> Callable:
+def member(
+    name: str, kind: bytes = tarfile.REGTYPE, content: bytes = CONTENT, link: str = "", mode: int = 0o644
+) -> Callable:
     def add(tar: tarfile.TarFile) -> None:
         info = tarfile.TarInfo()
         info.name, info.type, info.linkname, info.mode = name, kind, link, mode
@@ -84,7 +86,17 @@ def test_the_real_archives_come_out_as_tarfile_has_them(tmp_path: Path, shared_d
 
 
 @pytest.mark.parametrize(
-    "name", ["../out.txt", "a/../../out.txt", "/tmp/out.txt", "C:\\out.txt", "c:out.txt", "a\\..\\..\\out.txt", "x" * 300, ".."]
+    "name",
+    [
+        "../out.txt",
+        "a/../../out.txt",
+        "/tmp/out.txt",
+        "C:\\out.txt",
+        "c:out.txt",
+        "a\\..\\..\\out.txt",
+        "x" * 300,
+        "..",
+    ],
 )
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_names_that_lead_elsewhere(tmp_path: Path, name: str, kind: str) -> None:
@@ -157,7 +169,9 @@ def test_special_members(tmp_path: Path, kind: bytes) -> None:
     assert refused(tar_of(tmp_path / "a.tgz", member("a", kind)), tmp_path, Exit.REFUSED).id == "A-105"
 
 
-@pytest.mark.parametrize("names", [["a.jpg", "a.jpg"], ["a.jpg", "A.JPG"], ["x/a", "X/b"], ["a", "a/b"], ["é", "e\u0301"]])
+@pytest.mark.parametrize(
+    "names", [["a.jpg", "a.jpg"], ["a.jpg", "A.JPG"], ["x/a", "X/b"], ["a", "a/b"], ["é", "e\u0301"]]
+)
 def test_names_that_collide(tmp_path: Path, names: list[str]) -> None:
     path = tar_of(tmp_path / "a.tgz", *(member(name) for name in names))
     assert refused(path, tmp_path, Exit.CONTENT).id == "A-107"
@@ -230,7 +244,8 @@ def test_a_flipped_byte_fails_the_check_sum_of_gzip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"", "empty"), (b"<!DOCTYPE html><html>", "web page"), (b"junk" * 1000, "neither tar nor zip")]
+    ("content", "said"),
+    [(b"", "empty"), (b"<!DOCTYPE html><html>", "web page"), (b"junk" * 1000, "neither tar nor zip")],
 )
 def test_what_is_no_archive(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "a.tgz").write_bytes(content)

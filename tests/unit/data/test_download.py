@@ -149,7 +149,9 @@ def test_a_second_call_continues_what_the_first_left(server: Server, tmp_path: P
     assert server.sent == len(BODY)
 
 
-def test_many_cuts_that_bring_something_are_endured(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_cuts_that_bring_something_are_endured(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(download, "PROGRESS_BYTES", 100_000)
     server.cuts = [200_000] * 12
     assert fetch(entry(server.url()), tmp_path)

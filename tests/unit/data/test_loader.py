@@ -13,12 +13,18 @@ from sandglass.errors import Exit, Problem
 RANDOM = np.random.default_rng(0)
 
 
-def write(folder: Path, split: str, images: list[np.ndarray], labels: list[int], flat: bool = False) -> list[np.ndarray]:
+def write(
+    folder: Path, split: str, images: list[np.ndarray], labels: list[int], flat: bool = False
+) -> list[np.ndarray]:
     sizes = np.array([image.shape[1:] for image in images], dtype=np.int64).reshape(-1, 2)
     stored = np.concatenate([image.ravel() for image in images]) if flat else np.stack(images)
     for name, array in (("", stored), ("_labels", np.array(labels, dtype=np.int64)), ("_sizes", sizes)):
         np.save(folder / f"{split}{name}.npy", array)
-    info = json.loads((folder / "info.json").read_text()) if (folder / "info.json").exists() else {"name": "toy", "counts": {}}
+    info = (
+        json.loads((folder / "info.json").read_text())
+        if (folder / "info.json").exists()
+        else {"name": "toy", "counts": {}}
+    )
     info["counts"][split] = len(images)
     (folder / "info.json").write_text(json.dumps(info))
     return images
@@ -108,7 +114,13 @@ def test_a_generator_depends_on_all_four_and_on_nothing_else() -> None:
     torch.manual_seed(2)
     torch.rand(10)
     assert draw(0, 1, 2, "views") == first
-    others = [draw(1, 1, 2, "views"), draw(0, 2, 1, "views"), draw(0, 1, 3, "views"), draw(0, 1, 2, "loss"), draw(0, 12, 2, "views")]
+    others = [
+        draw(1, 1, 2, "views"),
+        draw(0, 2, 1, "views"),
+        draw(0, 1, 3, "views"),
+        draw(0, 1, 2, "loss"),
+        draw(0, 12, 2, "views"),
+    ]
     assert len({first, *others}) == 6
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 EPSILONS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 PROVENANCE = {
@@ -26,7 +25,7 @@ class Study:
         self.about = {"name": "demo", "title": "Sandglass demo", "about": about, "published": None, "seeds": [0, 1, 2]}
         self.runs: list[dict[str, Any]] = []
         self.rng = np.random.default_rng(0)
-        self.digits = load_digits()
+        self.labels = np.arange(300) * 7 % 10
 
     def folder(self, key: str) -> Path:
         return self.root / "results" / key
@@ -71,8 +70,9 @@ class Study:
 
     def images(self, n: int) -> np.ndarray:
         """(n, 3, 32, 32) uint8."""
-        grey = np.kron(self.digits.images[:n] / 16 * 255, np.ones((4, 4)))
-        return np.repeat(grey[:, None], 3, axis=1).astype(np.uint8)
+        y, x = np.mgrid[:32, :32] / 32
+        waves = [np.sin(2 * np.pi * (label % 4 * x + label // 4 * y)) for label in self.labels[:n]]
+        return np.stack([np.stack([128 + 100 * wave, 255 * x, 128 - 100 * wave]) for wave in waves]).astype(np.uint8)
 
     def curve(self, key: str, metrics: Callable[[float], dict[str, float]], steps: int = 300) -> None:
         lines = [
@@ -145,7 +145,7 @@ class Study:
         key = self.add(
             "probe", f"{probe}-digits-hourglass_tiny-{'byol' if parent else 'random'}", seed, columns, rows, needs
         )
-        labels = self.digits.target[:300]
+        labels = self.labels
         spread = 6.0 if parent else 2.0
         angle = labels * 2 * np.pi / 10
         xy = spread * np.stack([np.cos(angle), np.sin(angle)], 1) + self.rng.normal(0, 1, (300, 2))
@@ -182,7 +182,7 @@ class Study:
             rows += [{"metric": m, "value": v, "epsilon": epsilon} | shared for m, v in values.items()]
         seed = int(model.rpartition("-s")[2][0])
         key = self.add("attack", f"fgsm-{model.partition('/')[2][:-12]}", seed, columns, rows, (packed, model))
-        images, labels = self.images(6), self.digits.target[:6]
+        images, labels = self.images(6), self.labels[:6]
         signs = self.rng.choice([-1, 1], images.shape)
         examples = {
             "clean": images,

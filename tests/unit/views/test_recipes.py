@@ -66,6 +66,14 @@ def test_bits_do_not_depend_on_how_the_batch_is_sliced(monkeypatch: pytest.Monke
     torch.testing.assert_close(torch.stack(sliced), torch.stack(whole), atol=1e-6, rtol=0)
 
 
+def test_views_are_made_in_float32_under_autocast() -> None:
+    images, sizes = batch(MIXED)
+    expected = [*make_views("simclr", EVERYTHING, images, sizes, 64, seeded()), evaluation_view(images, sizes, 40)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        views = [*make_views("simclr", EVERYTHING, images, sizes, 64, seeded()), evaluation_view(images, sizes, 40)]
+    assert all(torch.equal(a, b) for a, b in zip(views, expected))
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_canvas_beyond_the_true_size_never_shows(name: str) -> None:
     overrides = {} if name == "plain" else EVERYTHING
