@@ -452,7 +452,7 @@ default_cfgs = generate_default_cfgs(
         name: {
             "num_classes": 1000,
             "input_size": (3, config["img_size"], config["img_size"]),
-            "first_conv": "stem.conv1" if "stem" in config else "stem.0.proj",
+            "first_conv": "stem.conv1" if "stem" in config else "stem.0",
             "classifier": "head.fc",
             "license": "apache-2.0",
         }

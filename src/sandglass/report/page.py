@@ -217,10 +217,8 @@ class _Page:
             tables = {name: [history(self.results / stage / run) for run in one.runs] for name, one in lines}
             logged = dict.fromkeys(column for some in tables.values() for table in some for column in table.columns)
             for metric in [name for name in logged if name not in UNCURVED]:
-                groups = {
-                    name: [_curve(table, metric) for table in some if metric in table] for name, some in tables.items()
-                }
-                chart = figures.curves({name: seeds for name, seeds in groups.items() if seeds}, metric)
+                groups = {name: [_curve(table, metric) for table in some] for name, some in tables.items()}
+                chart = figures.curves(groups, metric)
                 section.charts.append((", ".join(filter(None, [metric, panel])), Markup(chart)))
         if len(section.charts) > CURVES:
             more = len(section.charts) - CURVES
@@ -306,17 +304,17 @@ class _Page:
                 rows.append([one.ids["stage"], *_names(one, columns), str(max(map(len, found))), *cells])
         if rows:
             section.tables.append(Table(["stage", *columns, "n", *COST.values()], 1 + len(columns), rows, "Per run."))
-        minutes = self.frame[self.frame["metric"] == "minutes"].groupby("stage", sort=False)["value"]
+        minutes = (
+            self.frame[self.frame["metric"] == "minutes"].groupby("stage", sort=False)["value"].agg(["sum", "size"])
+        )
         parts = [
-            f"{stage} {words.minutes(some.sum())} ({len(some)} run{'s' * (len(some) > 1)})" for stage, some in minutes
+            f"{stage} {words.minutes(total)} ({words.times(n, 'run')})" for stage, total, n in minutes.itertuples()
         ]
-        devices = Counter(self._device(run) for run in self.runs) - Counter({"": len(self.runs)})
-        section.text.append(
-            f"In all {words.minutes(self.frame[self.frame['metric'] == 'minutes']['value'].sum())}: {', '.join(parts)}."
-        )
-        section.text += (
-            [f"Devices: {', '.join(f'{name} ({n} runs)' for name, n in devices.items())}."] if devices else []
-        )
+        section.text.append(f"In all {words.minutes(minutes['sum'].sum())}: {', '.join(parts)}.")
+        devices = Counter(filter(None, map(self._device, self.runs)))
+        if devices:
+            told = (f"{name} ({words.times(n, 'run')})" for name, n in devices.items())
+            section.text.append(f"Devices: {', '.join(told)}.")
         return section
 
     def everything(self) -> Section:
@@ -423,7 +421,8 @@ def _doubts(some: list[Experiment]) -> Iterator[str]:
 
 
 def _curve(table: pd.DataFrame, metric: str) -> figures.Curve:
-    rows = table.dropna(subset=[metric])
+    """epochs and values of one seed where it has logged the metric."""
+    rows = table.dropna(subset=[metric]) if metric in table else pd.DataFrame({"epoch": [], metric: []})
     return rows["epoch"].to_numpy(float), rows[metric].to_numpy(float)
 
 

@@ -65,6 +65,7 @@ def verdict(c: Comparison) -> str:
     if c.can_decide:
         return text
     n = f"n = {c.n[0]}" if c.n[0] == c.n[1] else f"n = {c.n[0]} and {c.n[1]}"
+    n = times(c.n[0], "pair") if c.paired else n
     if math.isclose(c.p, c.smallest):
         return f"{text}, the smallest that {n} can show"
     return f"{text}, and {n} cannot show less than {probability(c.smallest)}"

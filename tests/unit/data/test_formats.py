@@ -126,7 +126,7 @@ def test_what_is_refused_and_why(tmp_path: Path) -> None:
         "junk.jpg": ("not an image", b"junk" * 100),
         "cut.jpg": ("truncated", jpeg[: int(len(jpeg) * 0.9)]),
         "cut.png": ("truncated", picture(tmp_path / "whole.png", (64, 64)).read_bytes()[:-3000]),
-        "header.jpg": ("not an image", jpeg[:10]),
+        "header.jpg": ("Truncated", jpeg[:10]),
         "vector.jpg": ("not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"),
     }
     for name, (_, content) in made.items():

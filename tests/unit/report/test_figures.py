@@ -12,7 +12,7 @@ from PIL import Image
 from sandglass.report import figures
 from sandglass.report.figures import attacked, curves, dots, embedding, epsilons, picture, views
 
-HOSTILE = '<script>alert("x")</script> & $\\frac{'
+HOSTILE = '<script>alert("x")</script> $\\frac{$'
 
 
 def line(*values: float) -> figures.Curve:

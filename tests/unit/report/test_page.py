@@ -86,7 +86,8 @@ def test_the_finding_is_in_the_numbers(page: tuple[Path, Parsed], study: Any) ->
         f"difference {difference:+.1f} points, exact p = 0.10, the smallest that n = 3 can show."
     ) in text
     assert (
-        "Finetuned with 10 % of the labels: pretrained" in text and "p = 0.25, the smallest that n = 3 can show" in text
+        "Finetuned with 10 % of the labels: pretrained" in text
+        and "p = 0.25, the smallest that 3 pairs can show" in text
     )
     assert "n = 3 is too few to decide any of the 6 comparisons" in text
     assert "FGSM at ε = 1/255: accuracy falls from" in text
@@ -101,6 +102,13 @@ def test_tables_hold_every_experiment_with_its_n(page: tuple[Path, Parsed], stud
     none = accuracies(study, stage="finetune", init="scratch", auxiliary="none")
     drloc = accuracies(study, stage="finetune", init="scratch", auxiliary="drloc")
     assert f"{100 * (drloc - none).mean():+.1f}, p = ".replace("-", "−") in cells
+
+
+def test_each_table_says_how_it_was_tested(page: tuple[Path, Parsed]) -> None:
+    text = page[1].text
+    assert text.count("permutation test between groups of seeds, not corrected for 2 comparisons") == 1  # probes
+    assert text.count("permutation test within pairs of one seed, not corrected for 10 comparisons") == 1  # finetuned
+    assert text.count("permutation test within pairs of one seed, not corrected for 6 comparisons") == 1  # attacked
 
 
 def test_everything_of_the_study_has_a_place(page: tuple[Path, Parsed]) -> None:
@@ -241,7 +249,7 @@ CORPUS = [
     "@SUM(1+1)",
     "\t=1+1",
     "$\\mathrm{",
-    "$x^",
+    "$\\frac{$",
     "a\u202egnp.exe",
     "<\x00script>",
     "ＳＣＲＩＰＴ ＜script＞",

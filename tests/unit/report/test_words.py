@@ -43,6 +43,7 @@ def test_signs_and_probabilities() -> None:
 def test_verdicts_say_what_n_can_show() -> None:
     assert words.verdict(compare([3, 4, 5], [0, 1, 2])) == "exact p = 0.10, the smallest that n = 3 can show"
     assert words.verdict(compare([0, 4, 5], [3, 1, 2])).endswith(", and n = 3 cannot show less than 0.10")
+    assert words.verdict(compare([3, 4, 5], [0, 1, 2], paired=True)).endswith("the smallest that 3 pairs can show")
     assert words.verdict(compare([5, 6, 7, 8, 9], [0, 1, 2, 3, 4])) == "exact p = 0.008"
 
 
