@@ -83,7 +83,7 @@ def test_head_can_be_read_before_its_end_and_changed(name):
     assert model.forward_head(features).shape == (2, 7) and model.get_classifier().out_features == 7
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [*SMALL, "resnet18_small", "hourglass_c16_nested"])
 def test_check_describes_it_at_its_own_size(name):
     size = sketch(name).default_cfg["input_size"][-1]
     found = check(name, size)

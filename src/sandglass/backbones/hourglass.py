@@ -181,7 +181,8 @@ class Hourglass(nn.Module):
     The stem cuts the image into patches, or is the first `stem_layers` layers of the ResNet named `stem`; then
     `patch_size` counts cells of its map. Positions are resampled for images of another size.
     Its stages (`forward_intermediates`, `feature_info`) are those of the way down, a pyramid as timm's are; what comes
-    out at the end, on the finest grid, is `forward_features`.
+    out at the end, on the finest grid, is `forward_features`. A single level, `depths=(12,), factors=()`, is the flat
+    control of its size.
     """
 
     output_fmt = "NCHW"

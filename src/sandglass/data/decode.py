@@ -83,7 +83,6 @@ def as_rgb(image: Image.Image, notes: Counter[str]) -> Image.Image:
         raise BadImage(f"{getattr(image, 'n_frames', 2)} frames or pages where one is expected")
     if image.mode not in MODES:
         raise BadImage(f"pixels of kind {image.mode}: convert them to 8-bit grey or RGB first")
-    image.load()
     if image.getexif().get(ORIENTATION, 1) not in (0, 1):
         notes["turned upright by EXIF"] += 1
         image = ImageOps.exif_transpose(image)

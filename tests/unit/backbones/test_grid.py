@@ -12,7 +12,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 SWIN = {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8), "patch_size": 2, "window_size": 4}
 # the second Hiera ends with tokens still in the order of its mask units
 HIERA = {"embed_dim": 24, "stages": (1, 1, 1, 1)}
-UNROLLED = {"embed_dim": 24, "stages": (1, 1), "q_pool": 1, "mask_unit_size": (4, 4), "mask_unit_attn": (True, False)}
+UNROLLED = {**HIERA, "q_pool": 1, "mask_unit_size": (8, 8)}
 VIT = {"patch_size": 4, "depth": 2}
 MODELS = [  # name, size, arguments, (C, h, w)
     ("resnet18", 64, {}, (512, 2, 2)),
@@ -24,7 +24,7 @@ MODELS = [  # name, size, arguments, (C, h, w)
     ("pvt_v2_b0", 96, {}, (256, 3, 3)),
     ("convnext_atto", 96, {}, (320, 3, 3)),
     ("hiera_tiny_224", 128, HIERA, (192, 4, 4)),
-    ("hiera_tiny_224", 64, UNROLLED, (48, 8, 8)),
+    ("hiera_tiny_224", 64, UNROLLED, (192, 8, 8)),
     ("hourglass_tiny", 32, {}, (64, 8, 8)),
     ("hourglass_tiny", 20, {"resampling": "attn"}, (64, 5, 5)),
     ("hourglass_tiny_r", 32, {}, (64, 8, 8)),

@@ -40,6 +40,12 @@ TABLE = {
     "hourglass_i56": ("26.37", 34.090),
     "flat_c8": ("14.20", 0.935),
 }
+# the same stems with a single level of so many layers: the flat controls of the table
+FLAT = {
+    "hourglass_c16_r18": (12, "14.87", 4.376),
+    "hourglass_s12": (12, "23.00", 3.610),
+    "hourglass_s24": (16, "28.94", 20.585),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -47,16 +53,27 @@ def seed():
     torch.manual_seed(0)
 
 
+def counted(name: str, **arguments) -> tuple[int, float]:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=10, **arguments).eval().requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *model.default_cfg["input_size"]))
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_parameters_and_macs_of_the_design_table(name):
     parameters, gmac = TABLE[name]
-    with torch.device("meta"):
-        model = timm.create_model(name, num_classes=10).eval().requires_grad_(False)
-        with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, *model.default_cfg["input_size"]))
-    count = sum(p.numel() for p in model.parameters())
+    count, counted_gmac = counted(name)
     assert count == parameters or f"{count / 1e6:.2f}" == parameters
-    assert counter.get_total_flops() / 2e9 == pytest.approx(gmac, rel=0.02)
+    assert counted_gmac == pytest.approx(gmac, rel=0.02)
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_parameters_and_macs_of_the_flat_controls(name):
+    layers, parameters, gmac = FLAT[name]
+    count, counted_gmac = counted(name, depths=(layers,), factors=())
+    assert f"{count / 1e6:.2f}" == parameters and counted_gmac == pytest.approx(gmac, rel=0.02)
 
 
 def plain(h: int, w: int, factor: int = 1, width: int = 4):
@@ -115,11 +132,14 @@ def test_cells_beyond_an_odd_edge_count_for_nothing():
     assert torch.allclose(out, held.flatten(2).transpose(1, 2), atol=1e-5)
 
 
-def test_lengthening_copies_each_cell_to_its_own_window_and_crops_the_rest():
+def test_lengthening_fills_each_cells_own_window_and_crops_the_rest():
     lengthen, x, kept = Lengthen(8, 2, None), torch.randn(2, 12, 8), torch.randn(2, 35, 8)
+    lengthen.norm = nn.Identity()
+    windows = lengthen.spread(x).unflatten(-1, (4, 8)).permute(0, 3, 2, 1).flatten(1, 2).unflatten(2, (3, 4))
+    shuffled = F.pixel_shuffle(windows, 2)[:, :, :5, :7].flatten(2).transpose(1, 2)
+    assert torch.allclose(lengthen(x, kept, plain(3, 4, 2), plain(5, 7)), kept + shuffled, atol=1e-6)
     copy_(lengthen.spread.weight)
     nn.init.zeros_(lengthen.spread.bias)
-    lengthen.norm = nn.Identity()
     coarse = x.transpose(1, 2).unflatten(2, (3, 4))
     copies = F.interpolate(coarse, scale_factor=2, mode="nearest")[:, :, :5, :7].flatten(2).transpose(1, 2)
     assert torch.allclose(lengthen(x, kept, plain(3, 4, 2), plain(5, 7)), kept + copies, atol=1e-6)
@@ -179,7 +199,7 @@ def test_without_the_way_up_it_ends_in_the_valley():
 
 
 def test_another_size_resamples_the_positions_and_parts_of_patches_are_refused():
-    model = timm.create_model("hourglass_tiny").eval()
+    model = timm.create_model("hourglass_tiny", depths=(1, 1, 1), factors=(2, 2)).eval()
     assert model.forward_features(torch.randn(1, 3, 20, 44)).shape == (1, 64, 5, 11)
     with pytest.raises(ValueError, match="do not divide"):
         model(torch.randn(1, 3, 50, 50))

@@ -35,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.page = ""  # the content type under which to send PAGE instead
         self.codes: list[int] = []  # for the next answers
         self.drip = False
+        self.astray = 0  # bytes by which a continued answer begins too late
         self.length = True
         self.requests: list[tuple[str, str]] = []  # path, Range
         self.sent = 0
@@ -59,6 +60,7 @@ class Handler(BaseHTTPRequestHandler):
         elif code == 200 and asked and server.ranges and self.headers.get("If-Range", server.etag) == server.etag:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             code = 206 if start < len(body) else 416
+            start += server.astray
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("ETag", server.etag)
@@ -160,6 +162,12 @@ def test_many_cuts_that_bring_something_are_endured(
 def test_a_server_without_range_begins_anew(server: Server, tmp_path: Path) -> None:
     server.ranges, server.cuts = False, [len(BODY) // 2]
     path = fetch(entry(server.url()), tmp_path)
+    assert path is not None and path.read_bytes() == BODY
+
+
+def test_a_server_that_continues_elsewhere_begins_anew(server: Server, tmp_path: Path) -> None:
+    server.astray, server.cuts = 7, [1_000_000]
+    path = fetch(entry(server.url(), ""), tmp_path)  # without a sum to notice it
     assert path is not None and path.read_bytes() == BODY
 
 

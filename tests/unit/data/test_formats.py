@@ -485,6 +485,16 @@ def test_an_array_cannot_claim_more_than_its_bytes(tmp_path: Path, shape: Any) -
     assert caught.value.exit == Exit.CONTENT
 
 
+@pytest.mark.parametrize(
+    "array", [np.array([b"x"]), np.array(["2020-01-01"], dtype="M8[D]"), np.array([1], dtype=object)]
+)
+def test_only_arrays_of_numbers_are_read(tmp_path: Path, array: np.ndarray) -> None:
+    (tmp_path / "a").write_bytes(pickle.dumps({b"data": array}, protocol=2))
+    with pytest.raises(Problem) as caught:
+        load_pickle(tmp_path / "a")
+    assert caught.value.exit == Exit.REFUSED
+
+
 def test_a_pickle_cannot_change_the_reader_itself(tmp_path: Path) -> None:
     """BUILD on a class without __setstate__ writes its attributes; on ours it fails."""
     (tmp_path / "a").write_bytes(b"\x80\x02cnumpy\ndtype\n}U\x05dtypeNsb.")

@@ -156,7 +156,7 @@ def test_the_fingerprint_is_of_pixels_labels_and_names(tmp_path: Path) -> None:
     pixels[3, 3, 1] ^= 1
     Image.fromarray(pixels).save(source / "train/cat/00.png")
     prints.append(packed(own("folder"), source, tmp_path / "a")["fingerprint"])
-    (source / "train/cat/01.png").rename(source / "train/dog/99.png")
+    (source / "train/cat/11.png").rename(source / "train/dog/!.png")  # the images stay in their order
     prints.append(packed(own("folder"), source, tmp_path / "a")["fingerprint"])
     for split in ("train", "test"):
         (source / split / "cat").rename(source / split / "Cat")
@@ -206,9 +206,15 @@ def test_test_images_among_the_training_images(tmp_path: Path) -> None:
     (source / "test/cat/01.png").write_bytes((source / "train/cat/08.png").read_bytes())
     info = packed(own("folder"), source, tmp_path / "a")
     assert info["repeated_test_images"] == {"train": 2}  # 1 % of 200: told
-    (source / "test/cat/02.png").write_bytes((source / "train/cat/09.png").read_bytes())
+
+
+def test_validation_images_count_as_training_images_there(tmp_path: Path) -> None:
+    source = toy(tmp_path / "source", images=100)
+    packed(own("folder"), source, tmp_path / "a", val_fraction=0.5)
+    for i, row in enumerate(np.load(tmp_path / "a/val_rows.npy")[:3]):  # the first hundred rows are cats
+        (source / f"test/cat/{i:02}.png").write_bytes((source / f"train/cat/{row:02}.png").read_bytes())
     problem = refused(Exit.CONTENT, source, tmp_path / "b", val_fraction=0.5)
-    assert problem.what == "3 of 200 test images are training images too"  # in train or val alike
+    assert problem.what == "3 of 200 test images are training images too"
 
 
 def test_a_damaged_archive_packs_nothing(tmp_path: Path, shared_data: Path) -> None:
