@@ -28,7 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 RunNames = Annotated[list[str] | None, typer.Argument(help="Runs by name; without one, all of this stage.")]
 
 _PARAMS = Path("params.yaml")
-_ROOT = Path(".")
+_ROOT = Path()
 
 
 def _read(params: Path, study: str | None) -> tuple[Any, list[Any]]:
@@ -46,7 +46,13 @@ def plan(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = No
 
     _, runs = _read(params, study)
     rows = [
-        {"stage": r.stage, "run": r.name, "needs": list(r.needs), "done": RunFolder(root, r).done(), "result": str(r.result)}
+        {
+            "stage": r.stage,
+            "run": r.name,
+            "needs": list(r.needs),
+            "done": RunFolder(root, r).done(),
+            "result": str(r.result),
+        }
         for r in runs
     ]
     if as_json:
@@ -84,9 +90,7 @@ def status(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = 
 
 
 def _stage_verb(stage: str, about: str) -> None:
-    def verb(
-        runs: RunNames = None, params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = None
-    ) -> None:
+    def verb(runs: RunNames = None, params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = None) -> None:
         from sandglass import tracking
         from sandglass.errors import did_you_mean
         from sandglass.stages import execute
@@ -95,7 +99,9 @@ def _stage_verb(stage: str, about: str) -> None:
         ours = {r.name: r for r in planned if r.stage == stage}
         for name in runs or ours:
             if name not in ours:
-                raise Problem("C-130", Exit.CONFIG, f"no {stage} run '{name}' in this study", fix=did_you_mean(name, ours))
+                raise Problem(
+                    "C-130", Exit.CONFIG, f"no {stage} run '{name}' in this study", fix=did_you_mean(name, ours)
+                )
         for name in runs or ours:
             with tracking.mirrored(root):
                 execute(ours[name], settings, study or settings.study, root, say=lambda text: print(text, flush=True))
@@ -144,11 +150,12 @@ def check(
         print(json.dumps(found, indent=1))
         return
     for row in found:
-        print(f"{row['backbone']} at {row['size']} px: {row['parameters']:,} parameters, {row['macs'] / 1e9:.3f} GMAC an image")
+        cost = f"{row['parameters']:,} parameters, {row['macs'] / 1e9:.3f} GMAC an image"
+        print(f"{row['backbone']} at {row['size']} px: {cost}")
         for stage, channels, height, width in row["stages"]:
             print(f"  {stage:<24} {channels:>5} x {height} x {width}")
         for warning in row["warnings"]:
-            print(f"  note: {warning}")
+            print("  note: " + warning.replace("\n", "\n        "))
 
 
 @app.command()
@@ -171,9 +178,16 @@ def export(
         raise Problem("C-130", Exit.CONFIG, f"no run '{run}' with a model in this study", fix=did_you_mean(run, ours))
     folder = RunFolder(root, ours[run])
     if not folder.done(deep=True):
-        raise Problem("R-111", Exit.MISSING, f"{ours[run].key} is not done, or not whole", fix=f"sandglass {ours[run].stage} {run}")
+        raise Problem(
+            "R-111",
+            Exit.MISSING,
+            f"{ours[run].key} is not done, or not whole",
+            fix=f"sandglass {ours[run].stage} {run}",
+        )
     if to.exists():
-        raise Problem("R-112", Exit.CANNOT_WRITE, f"{to} is there already", fix="name a new folder", kept="nothing changed")
+        raise Problem(
+            "R-112", Exit.CANNOT_WRITE, f"{to} is there already", fix="name a new folder", kept="nothing changed"
+        )
     draft = to.with_name(f".{to.name}.tmp")
     draft.mkdir(parents=True)
     for name in ("model.safetensors", "config.json", "run.json"):
@@ -246,7 +260,11 @@ def _fail(problem: Problem, debug: bool) -> NoReturn:
 
 
 def _from_os(error: OSError) -> Problem:
-    full = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "the disk is read-only"}
+    full = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the quota is used up",
+        errno.EROFS: "the disk is read-only",
+    }
     kept = "finished runs and the last checkpoint"
     if error.errno in (*full, errno.EACCES, errno.EPERM):
         why = full.get(error.errno or 0, error.strerror or "")

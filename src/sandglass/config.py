@@ -202,7 +202,10 @@ def load(path: Path) -> Params:
     if found:
         more = f"\n(+{len(found) - 6} more)" if len(found) > 6 else ""
         raise Problem(
-            "C-110", Exit.CONFIG, f"{len(found)} mistake{'s' * (len(found) > 1)} in {path}", where="\n".join(found[:6]) + more
+            "C-110",
+            Exit.CONFIG,
+            f"{len(found)} mistake{'s' * (len(found) > 1)} in {path}",
+            where="\n".join(found[:6]) + more,
         )
     return Params.model_validate(tree)
 
@@ -219,11 +222,18 @@ def resolve(register: Register, name: str, overrides: dict[str, Any]) -> dict[st
     if preset is not None:
         presets = register.presets(name)
         if preset not in presets:
-            raise Problem("C-111", Exit.CONFIG, f"{register.kind} {name} has no preset '{preset}'", fix=did_you_mean(preset, presets))
+            raise Problem(
+                "C-111",
+                Exit.CONFIG,
+                f"{register.kind} {name} has no preset '{preset}'",
+                fix=did_you_mean(preset, presets),
+            )
         values |= presets[preset]
     for key, value in overrides.items():
         if key not in declared:
-            raise Problem("C-111", Exit.CONFIG, f"unknown setting {name}.{key}", fix=did_you_mean(key, [*declared, "preset"]))
+            raise Problem(
+                "C-111", Exit.CONFIG, f"unknown setting {name}.{key}", fix=did_you_mean(key, [*declared, "preset"])
+            )
         if wrong := _unfit(declared[key], value):
             raise Problem("C-111", Exit.CONFIG, f"{name}.{key}: {value!r} {wrong}")
         values[key] = float(value) if isinstance(default(declared[key]), float) else value
@@ -245,7 +255,9 @@ def _unfit(row: Any, value: Any) -> str:
         if not number or not math.isfinite(value):
             return "is not a number"
     elif first is not None and not isinstance(value, type(first)):
-        return f"is not {'a whole number' if isinstance(first, int) else 'a list' if isinstance(first, list) else 'text'}"
+        return (
+            f"is not {'a whole number' if isinstance(first, int) else 'a list' if isinstance(first, list) else 'text'}"
+        )
     if isinstance(row, tuple) and len(row) == 3 and number and not row[1] <= value <= row[2]:
         return f"is outside {row[1]:g} .. {row[2]:g}"
     if isinstance(row, tuple) and len(row) == 2 and value not in row[1]:
@@ -393,13 +405,16 @@ def parse(text: str, file: str) -> tuple[Any, Lines]:
                 if not isinstance(key, str):
                     raise wrong(key_node, f"key {key_node.value!r} is not text", fix=f'write "{key_node.value}"')
                 if key in table:
-                    raise wrong(key_node, f"key '{key}' twice", fix=f"it is already on line {first[key]}; keep one of them")
+                    raise wrong(
+                        key_node, f"key '{key}' twice", fix=f"it is already on line {first[key]}; keep one of them"
+                    )
                 first[key] = key_node.start_mark.line + 1
                 table[key] = build(value_node, (*at, key))
                 lines[(*at, key)] = first[key]
             return table
         if isinstance(node, yaml.SequenceNode):
             return [build(item, (*at, i)) for i, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
         word = node.value
         if node.style in ("'", '"', "|", ">"):
             return word

@@ -10,13 +10,13 @@ import ast
 import importlib
 import importlib.util
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sandglass.errors import Exit, Problem, did_you_mean
 
-# A setting is declared beside the code it steers as  name: default  |  name: (default, low, high)  |  name: (default, {choices})
+# A setting is declared beside the code it steers:  name: default | (default, low, high) | (default, {choices})
 Declared = dict[str, Any]
 
 
@@ -68,13 +68,12 @@ class Register:
         }
 
 
-
 def default(row: Any) -> Any:
     """The default of one declared setting."""
     return row[0] if isinstance(row, tuple) else row
 
 
-@lru_cache(maxsize=None)
+@cache
 def literals(module: str) -> dict[str, Any]:
     """Literal assignments at the top of a module's text, read without importing it."""
     package, _, leaf = module.rpartition(".")
@@ -86,7 +85,8 @@ def literals(module: str) -> dict[str, Any]:
     tree = ast.parse(text)
     found: dict[str, Any] = {"__doc__": (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")}
     for node in tree.body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(target, ast.Name) and target.id in {"SETTINGS", "PRESETS", "PAPER", "ABOUT", "VIEWS"}:
-            found[target.id] = ast.literal_eval(node.value)  # type: ignore[union-attr, arg-type]
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name) and target.id in {"SETTINGS", "PRESETS", "PAPER", "ABOUT", "VIEWS"}:
+                found[target.id] = ast.literal_eval(node.value)
     return found

@@ -93,7 +93,11 @@ class RunFolder:
             return False
         for name, facts in read_json(self.result)["files"].items():
             file = self.results / name
-            if not file.is_file() or file.stat().st_size != facts["bytes"] or (deep and sha256(file) != facts["sha256"]):
+            if (
+                not file.is_file()
+                or file.stat().st_size != facts["bytes"]
+                or (deep and sha256(file) != facts["sha256"])
+            ):
                 return False
         return True
 
@@ -118,7 +122,7 @@ class RunFolder:
         )
 
     def finish(self, rows: list[dict[str, Any]], **facts: Any) -> None:
-        """Write result.json, last. `rows` are tidy numbers; every other file of the folder is listed with its sha256."""
+        """Write result.json, last. `rows` are tidy numbers; every other file is listed with its sha256."""
         files = [file for file in sorted(self.results.rglob("*")) if file.is_file() and not file.name.startswith(".")]
         listed = {
             str(file.relative_to(self.results)): {"bytes": file.stat().st_size, "sha256": sha256(file)}
@@ -195,7 +199,8 @@ class RunFolder:
                             "R-107",
                             Exit.REFUSED,
                             f"{self.run.key} is being written by another process",
-                            where=f"host {theirs['host']}, pid {theirs['pid']}" + (f", job {theirs['job']}" * bool(theirs["job"])),
+                            where=f"host {theirs['host']}, pid {theirs['pid']}"
+                            + (f", job {theirs['job']}" * bool(theirs["job"])),
                             fix="wait for it, or stop it; `sandglass status` shows it",
                             kept="nothing changed",
                         )

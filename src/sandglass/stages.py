@@ -28,7 +28,12 @@ def execute(run: Run, params: Params, study: str, root: Path, say: Say) -> None:
     if run.stage != "report":
         for key in run.needs:
             if not (root / "results" / key / "result.json").is_file():
-                raise Problem("R-110", Exit.MISSING, f"{run.key} needs {key}, which is not done", fix=f"sandglass {key.replace('/', ' ')}")
+                raise Problem(
+                    "R-110",
+                    Exit.MISSING,
+                    f"{run.key} needs {key}, which is not done",
+                    fix=f"sandglass {key.replace('/', ' ')}",
+                )
     with folder.lease(), _recorded(folder):
         _STAGES[run.stage](run, folder, params, say)
     say(f"{run.key}: done")
@@ -40,7 +45,9 @@ def _recorded(folder: RunFolder) -> Any:
     try:
         yield
     except Problem as problem:
-        write_json(folder.state / "status.json", {"exit": int(problem.exit), "id": problem.id, "text": problem.screen()})
+        write_json(
+            folder.state / "status.json", {"exit": int(problem.exit), "id": problem.id, "text": problem.screen()}
+        )
         raise
 
 
@@ -80,7 +87,9 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     objective = kind(encoder, values, classes).to(_device(params))
     import torch
 
-    task = train.Task(encoder, objective, {}, split, torch.arange(len(split)), s["views"], s["size"], s["train"], _seed(run))
+    task = train.Task(
+        encoder, objective, {}, split, torch.arange(len(split)), s["views"], s["size"], s["train"], _seed(run)
+    )
     _fit(run, folder, params, task, say)
     encoder.model.reset_classifier(0)
     _export(folder, encoder, s)
@@ -142,7 +151,10 @@ def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     xy, labels = embed(features.test, features.test_labels)
     _save_arrays(folder.results / "embedding.npz", xy=xy, labels=labels)
     n = len(features.test_labels)
-    rows = [{"metric": key, "value": value, "split": "val" if key.startswith("val_") else "test", "n": n} for key, value in numbers.items()]
+    rows = [
+        {"metric": key, "value": value, "split": "val" if key.startswith("val_") else "test", "n": n}
+        for key, value in numbers.items()
+    ]
     folder.finish(rows, minutes=(time.monotonic() - began) / 60)
 
 
@@ -174,7 +186,14 @@ def _report(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     study = params.studies[name]
     runs = [r for r in plan(params, name) if r.stage != "report"]
     rows = [
-        {"stage": r.stage, "name": r.name, "seed": r.seed, "settings": r.settings, "needs": list(r.needs), "columns": r.columns}
+        {
+            "stage": r.stage,
+            "name": r.name,
+            "seed": r.seed,
+            "settings": r.settings,
+            "needs": list(r.needs),
+            "columns": r.columns,
+        }
         | {"done": RunFolder(folder.root, r).done()}
         for r in runs
     ]
@@ -190,7 +209,14 @@ def _report(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     say(f"report: {made}")
 
 
-_STAGES = {"data": _data, "pretrain": _pretrain, "probe": _probe, "finetune": _finetune, "attack": _attack, "report": _report}
+_STAGES = {
+    "data": _data,
+    "pretrain": _pretrain,
+    "probe": _probe,
+    "finetune": _finetune,
+    "attack": _attack,
+    "report": _report,
+}
 
 # --------------------------------------------------------------------------------------------- parts
 
@@ -239,13 +265,18 @@ def _initialise(encoder: Any, run: Run, folder: RunFolder, seed: int) -> tuple[l
     from sandglass.backbones.hourglass import load_stem
 
     init = run.settings["init"]
+    if init.startswith("stem") and not getattr(encoder.model, "stem_name", None):
+        what = f"init: {init} needs a backbone behind a ResNet stem, {run.settings['backbone']} has none"
+        raise Problem("B-312", Exit.CONFIG, what, fix="hourglass_c16_r18, hourglass_s12_r18, hourglass_i28, ...")
     if init == "scratch":
         return [], {}
     if init == "pretrained":
         _load_weights(encoder, folder.root / "results" / "pretrain" / run.need("pretrain") / "model.safetensors")
         return [], {}
     if init != "stem-random":
-        load_stem(encoder.model, load_file(folder.root / "results" / "pretrain" / run.need("pretrain") / "model.safetensors"))
+        load_stem(
+            encoder.model, load_file(folder.root / "results" / "pretrain" / run.need("pretrain") / "model.safetensors")
+        )
     if init == "stem-tuned":
         return [], {"stem.": run.settings["train"]["stem_lr_scale"]}
     encoder.model.stem.requires_grad_(False)
@@ -261,9 +292,15 @@ def _load_weights(encoder: Any, file: Path) -> None:
     optional = {name for name, p in encoder.model.named_parameters() if id(p) in head}
     wrong = [f"{name} is missing" for name in own if name not in weights and name not in optional]
     wrong += [f"{name} is not in the model" for name in weights if name not in own]
-    wrong += [f"{k}: {tuple(w.shape)}, the model has {tuple(own[k].shape)}" for k, w in weights.items() if k in own and w.shape != own[k].shape]
+    wrong += [
+        f"{k}: {tuple(w.shape)}, the model has {tuple(own[k].shape)}"
+        for k, w in weights.items()
+        if k in own and w.shape != own[k].shape
+    ]
     if wrong:
-        raise Problem("B-350", Exit.CONTENT, f"{len(wrong)} weights do not fit", where=str(file), why="\n".join(wrong[:5]))
+        raise Problem(
+            "B-350", Exit.CONTENT, f"{len(wrong)} weights do not fit", where=str(file), why="\n".join(wrong[:5])
+        )
     encoder.model.load_state_dict(weights, strict=False)
 
 

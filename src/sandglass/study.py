@@ -97,8 +97,16 @@ class _Planner:
             if views == "default":
                 views = _literal_views(self.registers["objectives"].rows[objective])
             for o, v in itertools.product(self.idea("objectives", objective), self.idea("views", views)):
-                settings = where | self.backbone(model) | {"objective": {objective: o}, "views": {views: v}, "train": values}
-                columns = about | {"backbone": model, "objective": objective, "views": views, "init": "scratch", "labels": 1.0}
+                settings = (
+                    where | self.backbone(model) | {"objective": {objective: o}, "views": {views: v}, "train": values}
+                )
+                columns = about | {
+                    "backbone": model,
+                    "objective": objective,
+                    "views": views,
+                    "init": "scratch",
+                    "labels": 1.0,
+                }
                 run = self.add("pretrain", seed, settings, (packed,), columns, data, model, objective, views)
                 if run:
                     pretrained.append(run)
@@ -112,7 +120,9 @@ class _Planner:
             parents: list[Run | None] = list(pretrained) if values["init"] == "pretrained" else [None]
             for parent, p in itertools.product(parents, self.idea("probes", values["probe"])):
                 model = parent.columns["backbone"] if parent else backbone
-                columns = about | {"backbone": model, "init": values["init"], "probe": values["probe"]} | _origin(parent)
+                columns = (
+                    about | {"backbone": model, "init": values["init"], "probe": values["probe"]} | _origin(parent)
+                )
                 settings = where | self.backbone(model) | {"init": values["init"], "probe": {values["probe"]: p}}
                 needs = (packed, parent) if parent else (packed,)
                 origin = parent.columns["objective"] if parent else "random"
@@ -164,7 +174,13 @@ class _Planner:
     # ------------------------------------------------------------------ parts
 
     def add(
-        self, stage: str, seed: int | None, settings: dict[str, Any], needs: Iterable[Run], columns: dict[str, Any], *words: str
+        self,
+        stage: str,
+        seed: int | None,
+        settings: dict[str, Any],
+        needs: Iterable[Run],
+        columns: dict[str, Any],
+        *words: str,
     ) -> Run | None:
         """Register a run, once; None if the study excludes it (and so everything below it)."""
         keys = tuple(run.key for run in needs)
@@ -189,7 +205,7 @@ class _Planner:
         return {"backbone": own.model, "arguments": _arguments(own)} if own else {"backbone": name, "arguments": {}}
 
     def stage(self, stage: str) -> Iterator[dict[str, Any]]:
-        """Every combination of a stage's values: defaults, then the study's, lists swept. Nothing if it is not asked for."""
+        """Every combination of a stage's values: defaults, then the study's, lists swept. Nothing if not asked for."""
         given = getattr(self.study, stage)
         if given is None:
             return

@@ -194,7 +194,7 @@ class _Mirror:
             self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", run.stage)])])
 
     def curves(self, folder: RunFolder, there: dict[str, Any], whole: bool) -> bool:
-        """Log the rows of metrics.jsonl that are new: all of a finished run's, else those that a checkpoint confirms."""
+        """Log what is new in metrics.jsonl: all of a finished run's rows, else those that a checkpoint confirms."""
         from mlflow.entities import Metric, RunTag
 
         live = folder.state / "metrics.jsonl"
@@ -227,7 +227,9 @@ class _Mirror:
         """Log the numbers of result.json and the files a person looks for."""
         from mlflow.entities import Metric, RunTag
 
-        points = [Metric(_result_name(row), row["value"], there["start"], 0) for row in read_json(folder.result)["rows"]]
+        points = [
+            Metric(_result_name(row), row["value"], there["start"], 0) for row in read_json(folder.result)["rows"]
+        ]
         for i in range(0, len(points), _BATCH):
             self.client.log_batch(there["id"], metrics=points[i : i + _BATCH])
         for file in sorted(folder.results.glob("*")):

@@ -1,4 +1,4 @@
-"""The contract of every objective: a finite scalar, gradients to the encoder, its state in state_dict, same draws same loss."""
+"""The contract of every objective: a finite scalar, gradients to the encoder, all its state in state_dict."""
 
 import pytest
 import torch

@@ -20,7 +20,9 @@ def chain(tmp_path_factory, repo, shared_data):
     (folder / "archives").symlink_to(shared_data / "cifar10")
     (folder / "params.yaml").write_text((repo / "tests" / "real" / "cifar10.yaml").read_text())
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    done = subprocess.run(["snakemake", "--cores", "all"], cwd=folder, env=env, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(
+        ["snakemake", "--cores", "all"], cwd=folder, env=env, capture_output=True, text=True, timeout=1200
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

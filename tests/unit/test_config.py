@@ -45,7 +45,8 @@ def test_scalars_are_what_they_look_like():
 
 
 @pytest.mark.parametrize(
-    "word", ["NO", "yes", "on", "Off", "010", "12:30:45", "2024-01-01", "0x1F", ".inf", ".nan", "!!python/name:os.system x"]
+    "word",
+    ["NO", "yes", "on", "Off", "010", "12:30:45", "2024-01-01", "0x1F", ".inf", ".nan", "!!python/name:os.system x"],
 )
 def test_surprising_scalars_are_refused(word):
     with pytest.raises(Problem) as caught:
@@ -65,7 +66,9 @@ def test_duplicate_key_names_both_lines():
 
 
 def test_alias_bomb_is_refused_without_expansion():
-    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{c}: &{c} [{','.join(['*' + p] * 9)}]\n" for p, c in zip("abcdefgh", "bcdefghi"))
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{c}: &{c} [{','.join(['*' + p] * 9)}]\n" for p, c in zip("abcdefgh", "bcdefghi")
+    )
     with pytest.raises(Problem, match="aliases"):
         parse(bomb, "f")
 

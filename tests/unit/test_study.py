@@ -134,5 +134,6 @@ studies:
 
 
 def test_planning_imports_no_torch(repo: Path):
-    code = "import sys; from sandglass.cli import app; app(['plan'], standalone_mode=False); assert 'torch' not in sys.modules"
+    code = "import sys; from sandglass.cli import app; app(['plan'], standalone_mode=False)"
+    code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=repo, check=True, capture_output=True)

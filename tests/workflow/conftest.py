@@ -20,7 +20,14 @@ studies:
     seeds: [0, 1]
     pretrain: {objective: byol, epochs: 2, batch_size: 128, warmup_epochs: 1}
     probe: {probe: [knn, linear], init: [pretrained, random]}
-    finetune: {init: [scratch, pretrained], auxiliary: [none, drloc+masked_embedding], labels: 0.1, views: plain, epochs: 2, batch_size: 32, warmup_epochs: 0}
+    finetune:
+      init: [scratch, pretrained]
+      auxiliary: [none, drloc+masked_embedding]
+      labels: 0.1
+      views: plain
+      epochs: 2
+      batch_size: 32
+      warmup_epochs: 0
     attack: {attack: fgsm, images: 64}
     objectives: {byol: {hidden: 32, out: 16}}
     auxiliary: {masked_embedding: {preset: sound}, drloc: {preset: sound}}

@@ -21,7 +21,13 @@ from sandglass.runs import RunFolder
 from sandglass.study import plan
 
 torch.set_num_threads(1)
-root, params, stage, kills, seed = Path(sys.argv[1]), load(Path(sys.argv[2])), sys.argv[3], int(sys.argv[4]), sys.argv[5]
+root, params, stage, kills, seed = (
+    Path(sys.argv[1]),
+    load(Path(sys.argv[2])),
+    sys.argv[3],
+    int(sys.argv[4]),
+    sys.argv[5],
+)
 chance = random.Random(seed)
 run = next(r for r in plan(params) if r.stage == stage)
 folder = RunFolder(root, run)

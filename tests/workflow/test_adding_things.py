@@ -67,7 +67,12 @@ def test_the_page_is_true(patched):
 
     def sandglass(*words):
         done = subprocess.run(
-            [sys.executable, "-m", "sandglass", *words], cwd=patched, env=env, capture_output=True, text=True, timeout=300
+            [sys.executable, "-m", "sandglass", *words],
+            cwd=patched,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -89,6 +94,15 @@ def test_the_added_objective_passes_its_own_and_the_contract_tests(patched, repo
     env = {**os.environ, "PYTHONPATH": str(patched / "src"), "OMP_NUM_THREADS": "1"}
     shutil.copy(repo / "pyproject.toml", patched)
     shutil.copytree(repo / "tests" / "contract", patched / "tests" / "contract")
-    words = [sys.executable, "-m", "pytest", "-q", "tests/unit/objectives", "tests/contract/test_objectives.py", "-k", "align or hand or collapse"]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "tests/unit/objectives",
+        "tests/contract/test_objectives.py",
+        "-k",
+        "align or hand or collapse",
+    ]
     done = subprocess.run(words, cwd=patched, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout + done.stderr

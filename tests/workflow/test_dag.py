@@ -35,7 +35,9 @@ def built(tmp_path_factory, repo):
         (folder / name).symlink_to(repo / name)
     (folder / "params.yaml").write_text(TOY)
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    done = subprocess.run(["snakemake", "--cores", "all"], cwd=folder, env=env, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(
+        ["snakemake", "--cores", "all"], cwd=folder, env=env, capture_output=True, text=True, timeout=1200
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert executed(done) == RUNS
     return folder
@@ -79,7 +81,7 @@ def test_no_memory_of_snakemake_changes_nothing(built, command):
 @pytest.mark.parametrize(
     ("old", "new", "jobs"),
     [
-        ("labels: 0.1, views: plain, epochs: 2", "labels: 0.1, views: plain, epochs: 3", 8 + 8 + 1),
+        ("views: plain\n      epochs: 2", "views: plain\n      epochs: 3", 8 + 8 + 1),
         ("epsilons: [0.0, 1.0, 8.0]", "epsilons: [0.0, 2.0]", 8 + 1),
         ("seeds: [0, 1]", "seeds: [0, 1, 2]", 1 + 4 + 4 + 4 + 1),
         ("probe: [knn, linear]", "probe: [knn]", 1),
@@ -145,7 +147,9 @@ def test_every_run_is_in_mlflow_with_curves_and_parents(built, command):
     (experiment,) = [e for e in client.search_experiments() if e.name == "toy"]
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     by_key = {run.data.tags["sandglass.run"]: run for run in runs}
-    planned = {f"{row['stage']}/{row['run']}" for row in json.loads(command(built, "sandglass", "plan", "--json").stdout)}
+    planned = {
+        f"{row['stage']}/{row['run']}" for row in json.loads(command(built, "sandglass", "plan", "--json").stdout)
+    }
     assert planned <= set(by_key) and len(by_key) == len(runs), "each run once"
     assert all(by_key[key].info.status == "FINISHED" for key in planned)
     key = next(key for key in planned if key.startswith("finetune/") and "pretrained" in key)
@@ -157,7 +161,10 @@ def test_every_run_is_in_mlflow_with_curves_and_parents(built, command):
     assert parent.data.tags["sandglass.stage"] == "pretrain"
     assert run.data.params["train.epochs"] == "2" and "test/top1" in run.data.metrics
     assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["digits"]
-    assert {f.path for f in client.list_artifacts(run.info.run_id, "model")} == {"model/config.json", "model/model.safetensors"}
+    assert {f.path for f in client.list_artifacts(run.info.run_id, "model")} == {
+        "model/config.json",
+        "model/model.safetensors",
+    }
 
 
 def test_publishing_twice_changes_nothing(built, command):
@@ -165,7 +172,10 @@ def test_publishing_twice_changes_nothing(built, command):
 
     def counts():
         with sqlite3.connect(built / "mlflow.db") as store:
-            return [store.execute(f"select count(*) from {table}").fetchone()[0] for table in ("runs", "metrics", "params", "tags")]
+            return [
+                store.execute(f"select count(*) from {table}").fetchone()[0]
+                for table in ("runs", "metrics", "params", "tags")
+            ]
 
     command(built, "sandglass", "publish")
     before = counts()

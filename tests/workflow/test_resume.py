@@ -17,7 +17,13 @@ studies:
     backbone: hourglass_tiny
     seeds: [3]
     pretrain: {objective: byol, epochs: 3, batch_size: 64, warmup_epochs: 1}
-    finetune: {init: pretrained, auxiliary: drloc+masked_embedding, labels: 0.3, epochs: 5, batch_size: 32, warmup_epochs: 1}
+    finetune:
+      init: pretrained
+      auxiliary: drloc+masked_embedding
+      labels: 0.3
+      epochs: 5
+      batch_size: 32
+      warmup_epochs: 1
     objectives: {byol: {hidden: 32, out: 16}}
 """
 KILLS = 20

@@ -42,7 +42,9 @@ def mirrored(folder):
 
 
 def test_metrics_appear_while_a_run_is_training(workplace, command):
-    text = (workplace / "params.yaml").read_text().replace("objective: byol, epochs: 2", "objective: byol, epochs: 4000")
+    text = (
+        (workplace / "params.yaml").read_text().replace("objective: byol, epochs: 2", "objective: byol, epochs: 4000")
+    )
     (workplace / "params.yaml").write_text(text)
     command(workplace, "sandglass", "data", SANDGLASS_TRACKING="off")
     run = next(r for r in plan(load(workplace / "params.yaml")) if r.stage == "pretrain")

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 # Parameters of two or more axes that are still no weights of a linear map.
-_NEVER_DECAYED = ("pos_embed", "cls_token", "reg_token", "mask_token", "relative_position", "rel_pos", "attention_biases")
+_NEVER_DECAYED = (
+    "pos_embed",
+    "cls_token",
+    "reg_token",
+    "mask_token",
+    "relative_position",
+    "rel_pos",
+    "attention_biases",
+)
 
 
 def parameter_groups(

@@ -1,5 +1,5 @@
-"""The loop. Plain PyTorch, one process, the same for pretraining and finetuning: one encoder forward per view serves the
-objective and every auxiliary task.
+"""The loop. Plain PyTorch, one process, the same for pretraining and finetuning: one encoder forward per view serves
+the objective and every auxiliary task.
 
 All randomness is a function of (seed, epoch, step): a run that is killed and resumed takes the same steps, to the bit.
 """
@@ -82,7 +82,9 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             fix=f"batch_size: {len(task.index)} or less",
         )
     steps = steps_per_epoch * epochs
-    modules = nn.ModuleDict({"encoder": task.encoder, "objective": task.objective, "auxiliary": nn.ModuleDict(task.auxiliaries)})
+    modules = nn.ModuleDict(
+        {"encoder": task.encoder, "objective": task.objective, "auxiliary": nn.ModuleDict(task.auxiliaries)}
+    )
     lr = settings["lr_per_256"] * batch_size / 256
     scales = {f"model.{prefix}": factor for prefix, factor in task.lr_scales.items()}
     groups = optim.parameter_groups([task.encoder, *list(modules.children())[1:]], settings["weight_decay"], scales)
@@ -103,7 +105,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
         metrics.cut(0)
 
     def save() -> None:
-        whole = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()}
+        whole: dict[str, Any] = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()}
         whole |= {"step": step, "seconds": seconds, "attempts": attempts}
         checkpoint.save(checkpoints, step, whole, metrics_bytes=metrics.flush())
 
@@ -150,7 +152,9 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             if step % engine.log_every_steps == 0 or ends_epoch or due or ending or device.type == "cpu":
                 _refuse_non_finite(unchecked, state, optimizer)
             if step % engine.log_every_steps == 0 or step in (1, steps):
-                values = {key: float(value.detach()) for key, value in scalars.items()} | {"total": float(total.detach())}
+                values = {key: float(value.detach()) for key, value in scalars.items()} | {
+                    "total": float(total.detach())
+                }
                 values |= {k: float(v) for k, v in task.objective.monitor(features, batch).items()}
                 metrics.write(step, step / steps_per_epoch, values | {"lr": lr * factor})
                 progress.show(step, values)
@@ -187,7 +191,9 @@ def _past(deadline_minutes: float | None, began: float) -> bool:
     return deadline_minutes is not None and (time.monotonic() - began) / 60 >= deadline_minutes
 
 
-def _refuse_non_finite(unchecked: list[tuple[int, Tensor, Tensor]], state: Path, optimizer: torch.optim.Optimizer) -> None:
+def _refuse_non_finite(
+    unchecked: list[tuple[int, Tensor, Tensor]], state: Path, optimizer: torch.optim.Optimizer
+) -> None:
     finite = torch.stack([torch.isfinite(loss) for _, loss, _ in unchecked]).tolist()
     if not all(finite):
         step, loss, ids = unchecked[finite.index(False)]
@@ -257,7 +263,9 @@ def _stop_requests() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
+    before = {
+        number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    }
     try:
         yield event
     finally:

@@ -20,7 +20,7 @@ from sandglass.data.loader import Batch
 
 
 class Objective(nn.Module):
-    """Built from the encoder it will teach (to copy its weights or read its width), its settings, and the class count."""
+    """Built from the encoder it will teach (to copy it or read its width), its settings, and the class count."""
 
     needs_labels = False
 

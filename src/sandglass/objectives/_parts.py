@@ -24,5 +24,5 @@ def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
 
 
 def cosine(progress: float, start: float, end: float) -> float:
-    """From `start` at progress 0 to `end` at 1 along half a cosine (the momentum of BYOL's target, arXiv 2006.07733)."""
+    """From `start` at progress 0 to `end` at 1 along half a cosine (BYOL's momentum, arXiv 2006.07733)."""
     return end - (end - start) * 0.5 * (1.0 + math.cos(math.pi * progress))

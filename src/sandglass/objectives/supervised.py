@@ -1,6 +1,6 @@
 """Supervised: cross-entropy with the labels. The reference row of every table, and the loss of finetuning.
 
-    L = - mean log softmax(head(f(v)))[label],  over all views
+L = - mean log softmax(head(f(v)))[label],  over all views
 """
 
 from __future__ import annotations

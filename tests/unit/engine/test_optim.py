@@ -35,7 +35,9 @@ def test_swin_bias_tables_are_not_decayed():
 
 
 def test_frozen_parameters_are_in_no_group_and_prefixes_scale():
-    net = nn.ModuleDict({"stem": nn.Linear(2, 2), "body": nn.Linear(2, 2), "off": nn.Linear(2, 2).requires_grad_(False)})
+    net = nn.ModuleDict(
+        {"stem": nn.Linear(2, 2), "body": nn.Linear(2, 2), "off": nn.Linear(2, 2).requires_grad_(False)}
+    )
     groups = parameter_groups([net], 0.1, {"stem": 0.1})
     found = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
     assert len(found) == 4

@@ -37,7 +37,10 @@ def task(packed, objective="byol", images=64, auxiliaries=(), **settings):
         learned = BYOL(encoder, {"hidden": 16, "out": 8, "momentum": 0.9}, 10)
     else:
         learned = Supervised(encoder, {}, 10)
-    tasks = {name: AUXILIARY.get(name)(encoder.width, encoder.grid_shape, resolve(AUXILIARY, name, {})) for name in auxiliaries}
+    tasks = {
+        name: AUXILIARY.get(name)(encoder.width, encoder.grid_shape, resolve(AUXILIARY, name, {}))
+        for name in auxiliaries
+    }
     values = Optimisation(epochs=3, batch_size=16, warmup_epochs=1).model_dump() | settings
     views = {recipe: resolve(RECIPES, recipe, {})}
     return Task(encoder, learned, tasks, split, torch.arange(images), views, 32, values, seed=5)
@@ -134,7 +137,9 @@ def test_frozen_modules_keep_weights_and_statistics(packed, tmp_path):
 
 
 def test_learning_rate_scale_reaches_the_named_part_only(packed, tmp_path):
-    t = task(packed, "supervised", optimizer="sgd", schedule="constant", warmup_epochs=0.0, clip_norm=0.0, weight_decay=0.0)
+    t = task(
+        packed, "supervised", optimizer="sgd", schedule="constant", warmup_epochs=0.0, clip_norm=0.0, weight_decay=0.0
+    )
     t.lr_scales = {"stages.0": 1e-9}
     first, second = t.encoder.model.stages[0][0].weight.clone(), t.encoder.model.stages[1][0].weight.clone()
     train(t, tmp_path, ENGINE, say=lambda text: None)
