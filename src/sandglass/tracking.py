@@ -24,8 +24,8 @@ from sandglass.errors import Exit, Problem
 from sandglass.runs import RunFolder, read_json
 from sandglass.study import STAGES, Run
 
-POLL_SECONDS = 1.0
-IDLE_SECONDS = 4.0  # a follower leaves when nothing has been active for so long
+POLL_SECONDS = 2.0
+IDLE_SECONDS = 5.0  # a follower leaves when nothing has been active for so long
 _BATCH = 1000  # MLflow's limit of metrics a call
 
 
