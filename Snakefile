@@ -16,7 +16,7 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        f"results/{REPORT.result}",
+        [f"results/{run.result}" for run in RUNS.values()],
 
 
 rule phase_data:

@@ -31,7 +31,22 @@ _BATCH = 1000  # MLflow's limit of metrics a call
 
 def uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI, or a database in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _local(root)
+
+
+def _local(root: Path) -> str:
+    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+def _make_store(root: Path) -> None:
+    """A database that appears whole: whoever opened it half made, `mlflow ui` too, would break it for good."""
+    import mlflow
+
+    store, draft = root / "mlflow.db", root / "state" / "mlflow.db.tmp"
+    if not store.exists():
+        draft.unlink(missing_ok=True)
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{draft.resolve()}").search_experiments()
+        draft.replace(store)
 
 
 def _lock(root: Path) -> FileLock:
@@ -105,6 +120,8 @@ class _Mirror:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         import mlflow
 
+        if uri(root) == _local(root):
+            _make_store(root)
         self.root, self.client = root, mlflow.MlflowClient(tracking_uri=uri(root))
         self.experiments: dict[str, str] = {}
         self.known: dict[str, dict[str, Any]] = {}  # run key -> id, start, tags as MLflow has them

@@ -98,7 +98,6 @@ def test_the_added_objective_passes_its_own_and_the_contract_tests(patched, repo
         sys.executable,
         "-m",
         "pytest",
-        "-q",
         "tests/unit/objectives",
         "tests/contract/test_objectives.py",
         "-k",
