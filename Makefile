@@ -1,4 +1,4 @@
-# make demo | test | lint | bench; each sets up what it needs, in .venv. PYTHON=python3.12 make demo chooses another.
+# make demo | test | lint; each sets up what it needs, in .venv. PYTHON=python3.12 make demo chooses another.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)

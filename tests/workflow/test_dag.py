@@ -113,7 +113,7 @@ def test_a_removed_result_is_made_again_alone(built, command):
 
 
 def executed_report(done) -> int:
-    """A new file time of a probe does not remake the page; Snakemake reruns what lies below a job that ran."""
+    """Whether Snakemake made the page again too, as it does for what lies below a job that ran."""
     return int(bool(re.search(r"^report +1", done.stdout + done.stderr, re.M)))
 
 
@@ -205,3 +205,20 @@ def test_slurm_profile_is_found_and_plans(workplace, command):
     done = command(workplace, "snakemake", "--profile", "slurm", "-n")
     assert executed(done) == RUNS
     assert Path(workplace / "slurm" / "config.yaml").is_file()
+
+
+def test_dvc_records_what_snakemake_made(built, command, repo):
+    import shutil
+
+    shutil.copy(repo / "dvc.yaml", built)
+    shutil.copy(repo / ".dvcignore", built)
+    command(built, "git", "init", "-q")
+    command(built, "dvc", "init", "-q")
+    done = command(built, "dvc", "repro")
+    assert (
+        "Error" not in done.stderr
+        and done.stdout.count("Nothing to be done") + done.stderr.count("Nothing to be done") == 6
+    )
+    assert "up to date" in command(built, "dvc", "status").stdout
+    assert "didn't change" in command(built, "dvc", "repro").stdout
+    assert executed(command(built, "snakemake", "-n")) == 0

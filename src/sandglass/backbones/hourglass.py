@@ -194,7 +194,7 @@ class Hourglass(nn.Module):
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
-        stem: str | None = None,
+        stem: str = "patch",
         stem_layers: int = 2,
         patch_size: int = 1,
         embed_dim: int = 312,
@@ -214,10 +214,10 @@ class Hourglass(nn.Module):
         self.num_features = self.head_hidden_size = embed_dim
         self.head_width = embed_dim // num_heads
         self.factors = tuple(accumulate(factors, mul, initial=1))  # of each level, in cells of the finest grid
-        self.stem_name = stem
+        self.stem_name = None if stem == "patch" else stem
         self.grad_checkpointing = False
 
-        if stem is None:
+        if stem == "patch":  # a word, because timm drops arguments that are None
             self.stem = nn.Sequential(nn.Conv2d(in_chans, embed_dim, patch_size, patch_size), nn.GELU())
             self.proj, self.reduction = nn.Conv2d(embed_dim, embed_dim, 1), patch_size
         else:
