@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sandglass.auxiliary._base import Auxiliary
 from sandglass.data.loader import Batch
 from sandglass.errors import Exit, Problem
+from sandglass.objectives._parts import effective_rank
 
 PAPER = "arXiv 2111.06377"
 
@@ -136,11 +137,3 @@ class MaskedEmbedding(Auxiliary):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.calls = int(state)
-
-
-def effective_rank(rows: Tensor) -> Tensor:
-    """exp(entropy of the singular values) of the centred rows (N,C); 1 if all are the same. Roy & Vetterli, 2007."""
-    values = torch.linalg.svdvals(rows - rows.mean(dim=0))
-    values = values * (values > 1e-6 * rows.norm())  # what rounding leaves of a constant is no dimension
-    share = values / values.sum().clamp_min(1e-30)
-    return torch.special.entr(share).sum().exp()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sandglass.backbones.grid import Encoder, Features
 from sandglass.data.loader import Batch
+from sandglass.objectives._parts import effective_rank
 
 
 class Objective(nn.Module):
@@ -44,18 +45,14 @@ def collapse(pooled: Tensor) -> dict[str, Tensor]:
     """Is every image mapped to the same point? (B, C) -> scalars.
 
     feature_std: mean over dimensions of the deviation over the batch of the unit features, times sqrt(C): 1 is healthy,
-    0 collapsed. effective_rank: exp of the entropy of the normalised singular values of the centred features
-    (Roy and Vetterli 2007); C at most, 1 when one direction is left. mean_cosine: over pairs of different images.
+    0 collapsed. effective_rank: C at most, 1 when one direction is left. mean_cosine: over pairs of different images.
     """
     x = pooled.float()
     unit = nn.functional.normalize(x, dim=1)
     n, width = x.shape
-    singular = torch.linalg.svdvals(x - x.mean(0))
-    p = singular / singular.sum().clamp_min(1e-12)
-    entropy = -(p * p.clamp_min(1e-12).log()).sum()
     cosine = (unit.sum(0).square().sum() - n) / max(1, n * (n - 1))
     return {
         "feature_std": unit.std(0).mean() * width**0.5,
-        "effective_rank": entropy.exp(),
+        "effective_rank": effective_rank(x),
         "mean_cosine": cosine,
     }

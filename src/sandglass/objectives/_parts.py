@@ -1,11 +1,11 @@
-"""What several objectives share: momentum copies and their schedule."""
+"""What several objectives share: momentum copies, their schedule, and a measure of collapse."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def still(module: nn.Module) -> nn.Module:
@@ -26,3 +26,11 @@ def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
 def cosine(progress: float, start: float, end: float) -> float:
     """From `start` at progress 0 to `end` at 1 along half a cosine (BYOL's momentum, arXiv 2006.07733)."""
     return end - (end - start) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def effective_rank(rows: Tensor) -> Tensor:
+    """exp(entropy of the singular values) of the centred rows (N,C); 1 if all are the same. Roy & Vetterli, 2007."""
+    values = torch.linalg.svdvals(rows - rows.mean(dim=0))
+    values = values * (values > 1e-6 * rows.norm())  # what rounding leaves of a constant is no dimension
+    share = values / values.sum().clamp_min(1e-30)
+    return torch.special.entr(share).sum().exp()

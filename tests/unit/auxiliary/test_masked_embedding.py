@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sandglass.auxiliary import AUXILIARY
-from sandglass.auxiliary.masked_embedding import MaskedEmbedding, effective_rank
+from sandglass.auxiliary.masked_embedding import MaskedEmbedding
 from sandglass.config import resolve
 from sandglass.data.loader import Batch, step_generator
 from sandglass.errors import Problem
+from sandglass.objectives._parts import effective_rank
 
 
 def task(channels: int = 12, grid_shape: tuple[int, int] = (4, 4), **overrides: Any) -> MaskedEmbedding:
