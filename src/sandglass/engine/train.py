@@ -6,6 +6,9 @@ All randomness is a function of (seed, epoch, step): a run that is killed and re
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import signal
 import threading
 import time
@@ -109,7 +112,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
         whole |= {"step": step, "seconds": seconds, "attempts": attempts}
         checkpoint.save(checkpoints, step, whole, metrics_bytes=metrics.flush())
 
-    unchecked: list[tuple[int, Tensor, Tensor]] = []  # step, loss, batch ids: looked at without stalling a GPU
+    unchecked: list[tuple[int, Tensor, Tensor]] = []  # step, (loss, gradient norm), ids: read without stalling a GPU
     ordered = -1  # the epoch that `order` belongs to
     saved_at = began = time.monotonic()
     with _stop_requests() as stop, Progress(f"seed {task.seed}", steps, say) as progress:
@@ -138,13 +141,12 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
                     scalars |= {f"{name}/{key}": value for key, value in extra.items()}
             optimizer.zero_grad(set_to_none=True)
             total.backward()
-            if settings["clip_norm"]:
-                scalars["gradient_norm"] = nn.utils.clip_grad_norm_(trained, settings["clip_norm"])
+            norm = scalars["gradient_norm"] = nn.utils.clip_grad_norm_(trained, settings["clip_norm"] or math.inf)
             optimizer.step()
             step += 1
             task.objective.after_step(task.encoder, step / steps)
             seconds += time.monotonic() - tick
-            unchecked.append((step, total.detach(), batch.index))
+            unchecked.append((step, torch.stack((total.detach(), norm.detach())), batch.index))
 
             ends_epoch = step % steps_per_epoch == 0
             due = (time.monotonic() - saved_at) / 60 >= engine.checkpoint_minutes
@@ -194,13 +196,13 @@ def _past(deadline_minutes: float | None, began: float) -> bool:
 def _refuse_non_finite(
     unchecked: list[tuple[int, Tensor, Tensor]], state: Path, optimizer: torch.optim.Optimizer
 ) -> None:
-    finite = torch.stack([torch.isfinite(loss) for _, loss, _ in unchecked]).tolist()
+    finite = torch.stack([torch.isfinite(numbers).all() for _, numbers, _ in unchecked]).tolist()
     if not all(finite):
-        step, loss, ids = unchecked[finite.index(False)]
+        step, (loss, norm), ids = unchecked[finite.index(False)]
         raise Problem(
             "T-103",
             Exit.DIVERGED,
-            f"the loss is {float(loss)} at step {step}",
+            f"the loss is {float(loss):g} and its gradient's norm {float(norm):g} at step {step}",
             where=f"images {', '.join(map(str, ids.tolist()[:12]))}{' ...' if len(ids) > 12 else ''} of the split",
             why=f"learning rate {optimizer.param_groups[0]['lr']:.3g}",
             fix="a lower lr_per_256, a longer warmup_epochs, clip_norm, or precision: float32",
@@ -234,16 +236,12 @@ class _Metrics:
         self.file.seek(0, 2)
 
     def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        import json
-
         row = {"step": step, "epoch": round(epoch, 4)} | {key: float(f"{value:.7g}") for key, value in values.items()}
         self.file.write(json.dumps(row).encode() + b"\n")
         self.file.flush()
 
     def flush(self) -> int:
         """Everything on disk; its size in bytes."""
-        import os
-
         self.file.flush()
         os.fsync(self.file.fileno())
         return self.file.tell()

@@ -105,14 +105,17 @@ def test_no_full_batch_is_said_before_training(packed, tmp_path):
     assert caught.value.exit == Exit.CONFIG and "batch_size: 10" in caught.value.fix
 
 
-def test_non_finite_loss_stops_with_batch_ids_and_keeps_a_good_checkpoint(packed, tmp_path):
-    t = task(packed, "supervised")
+@pytest.mark.parametrize(
+    "poison", [lambda x: x * float("nan"), lambda x: x + (x.detach() - x).sqrt()], ids=["loss", "gradient"]
+)
+def test_non_finite_numbers_stop_with_batch_ids_and_keep_a_good_checkpoint(packed, tmp_path, poison):
+    t = task(packed, "supervised", clip_norm=0.0)
     whole, calls = t.objective.loss, []
 
     def poisoned(encoder, features, batch):
         calls.append(batch.index)
         out = whole(encoder, features, batch)
-        return out | {"loss": out["loss"] * (float("nan") if len(calls) == 6 else 1.0)}
+        return out | {"loss": poison(out["loss"])} if len(calls) == 6 else out
 
     t.objective.loss = poisoned
     with pytest.raises(Problem) as caught:
