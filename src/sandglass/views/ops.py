@@ -110,7 +110,12 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, far).masked_fill_(x >= 2, 0)
 
 
-KERNELS = {"bilinear": _triangle, "bicubic": _cubic}  # Keys' cubic with a = -1/2, as Pillow has it
+def _lanczos(x: Tensor) -> Tensor:
+    at_other_pixels = (x > 0) & (x == x.round())  # exactly 0 there, which rounding of the sine would not give
+    return (torch.sinc(x) * torch.sinc(x / 3)).masked_fill_(at_other_pixels | (x >= 3), 0)
+
+
+KERNELS = {"bilinear": _triangle, "bicubic": _cubic, "lanczos": _lanczos}  # Keys' cubic with a = -1/2, as in Pillow
 
 
 def weights(spans: Tensor, size: int, canvas: int, interpolation: str, device: torch.device) -> Tensor:
@@ -300,7 +305,7 @@ def region_confusion(images: Tensor, source: Tensor) -> Tensor:
         cell = (side - 2 * trim) // cells
         mosaic = torch.tensor([[0, cells * cell, 0, cells * cell]])
         spans = torch.stack((edges[:-1], edges.diff(), edges[:-1], edges[1:]), 1)
-        cut = weights(spans, cell, side, "bicubic", images.device).flatten(0, 1)
+        cut = weights(spans, cell, side, "lanczos", images.device).flatten(0, 1)
         join = weights(mosaic, side, cells * cell, "bicubic", images.device)
         return cut.expand(batch, -1, -1), join.expand(batch, -1, -1)
 

@@ -281,7 +281,7 @@ def test_region_confusion_moves_whole_cells_at_32() -> None:
 
 
 def test_region_confusion_at_224_follows_dcls_steps_in_pillow() -> None:
-    """Trim 5, split 214 at whole pixels, resize each tile to 30, paste, resize 210 to 224 (here with cubic tiles)."""
+    """Trim 5, split 214 at whole pixels, resize each tile to 30, paste, resize 210 to 224 (tiles by Lanczos, the mosaic by cubic)."""
     image = smooth_noise(1)
     source = ops.draw_confusion(1, 7, torch.Generator().manual_seed(5))
     trimmed = to_pillow(image[0]).crop((5, 5, 219, 219))
@@ -289,7 +289,7 @@ def test_region_confusion_at_224_follows_dcls_steps_in_pillow() -> None:
     for place, cell in enumerate(source[0].tolist()):
         row, column = divmod(cell, 7)
         tile = trimmed.crop((edges[column], edges[row], edges[column + 1], edges[row + 1]))
-        mosaic.paste(tile.resize((30, 30), Image.Resampling.BICUBIC), (place % 7 * 30, place // 7 * 30))
+        mosaic.paste(tile.resize((30, 30), Image.Resampling.LANCZOS), (place % 7 * 30, place // 7 * 30))
     expected = levels(mosaic.resize((224, 224), Image.Resampling.BICUBIC))
     # Pillow rounds after each direction of each of the two resizes; each alone has a mean error of 0.25 to 0.3
     assert (ops.region_confusion(image, source)[0] * 255 - expected).abs().mean().item() < 0.6
