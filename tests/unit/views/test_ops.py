@@ -281,7 +281,7 @@ def test_region_confusion_moves_whole_cells_at_32() -> None:
 
 
 def test_region_confusion_at_224_follows_dcls_steps_in_pillow() -> None:
-    """Trim 5, split 214 at whole pixels, resize each tile to 30, paste, resize 210 to 224 (tiles by Lanczos, the mosaic by cubic)."""
+    """Trim 5, split 214 at whole pixels, each tile to 30 by Lanczos, paste, 210 to 224 by cubic."""
     image = smooth_noise(1)
     source = ops.draw_confusion(1, 7, torch.Generator().manual_seed(5))
     trimmed = to_pillow(image[0]).crop((5, 5, 219, 219))
