@@ -6,6 +6,7 @@ encoder serves them all. Its parameters are trained with the encoder's and dropp
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from sandglass.errors import Exit, Problem
 WARMUP = 20 / 300  # share of a run, `warmup_decay`: 20 of 300 epochs in the code that Liu et al. (2021) released
 
 
-class Auxiliary(nn.Module):
+class Auxiliary(nn.Module, ABC):
     """An auxiliary task for grids (B,C,h,w) with C = `channels` and (h,w) = `grid_shape`.
 
     Raises Problem T-150 for a grid of one cell, in which there is nothing to locate and nothing to hide.
@@ -33,12 +34,12 @@ class Auxiliary(nn.Module):
             )
         self.channels, self.grid_shape, self.settings = channels, grid_shape, settings
 
+    @abstractmethod
     def loss(self, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
         """grid (B,C,h,w) -> {"loss": float32 scalar with gradient, and named scalars without}.
 
         The loss is not yet weighted. All randomness comes from `batch.generator`.
         """
-        raise NotImplementedError
 
     def weight_at(self, progress: float) -> float:
         """lambda at `progress` in [0, 1] of the run: constant, or a linear rise and then a linear fall to 0."""

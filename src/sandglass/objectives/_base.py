@@ -10,6 +10,7 @@ All its state, targets and queues too, is in state_dict, so that a resumed run i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from sandglass.data.loader import Batch
 from sandglass.objectives._parts import effective_rank
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Built from the encoder it will teach (to copy it or read its width), its settings, and the class count."""
 
     needs_labels = False
@@ -28,9 +29,9 @@ class Objective(nn.Module):
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:
         super().__init__()
 
+    @abstractmethod
     def loss(self, encoder: Encoder, features: list[Features], batch: Batch) -> dict[str, Tensor]:
         """features: one per view; batch.views: V tensors (B, 3, S, S) in [0, 1]; batch.labels: (B,)."""
-        raise TypeError(f"{type(self).__name__} has no loss")
 
     def after_step(self, encoder: Encoder, progress: float) -> None:
         """`progress`: optimiser steps done / steps in all, in (0, 1]."""
