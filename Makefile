@@ -25,8 +25,8 @@ test: setup  ## every test
 	$(BIN)/python -m pytest
 
 lint: setup  ## formatter, linter, types, workflow
-	ruff format --check src tests
-	ruff check src tests
+	ruff format --check src tests benchmarks
+	ruff check src tests benchmarks
 	mypy
 	snakemake --lint
 
