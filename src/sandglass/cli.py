@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -25,6 +25,7 @@ ParamsFile = Annotated[Path, typer.Option("--params", help="The settings file.")
 Root = Annotated[Path, typer.Option("--root", help="Where results/, state/ and data/ are.")]
 StudyName = Annotated[str | None, typer.Option("--study", help="A study of the settings file; default: its `study`.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Attempt = Annotated[int, typer.Option(help="Which try of a scheduler this is; a later one repeats no lasting error.")]
 RunNames = Annotated[list[str] | None, typer.Argument(help="Runs by name; without one, all of this stage.")]
 
 _PARAMS = Path("params.yaml")
@@ -84,13 +85,18 @@ def status(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = 
     for r, state in states:
         if state not in ("done", "waiting"):
             print(f"  {state:<12} {r.key}")
-            file = RunFolder(root, r).state / "status.json"
-            if state.startswith("failed") and file.exists():
-                print("    " + json.loads(file.read_text())["text"].replace("\n", "\n    "))
+            if state.startswith("failed") and (problem := RunFolder(root, r).failure()):
+                print("    " + problem.screen().replace("\n", "\n    "))
 
 
 def _stage_verb(stage: str, about: str) -> None:
-    def verb(runs: RunNames = None, params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = None) -> None:
+    def verb(
+        runs: RunNames = None,
+        params: ParamsFile = _PARAMS,
+        root: Root = _ROOT,
+        study: StudyName = None,
+        attempt: Attempt = 1,
+    ) -> None:
         from sandglass import tracking
         from sandglass.errors import did_you_mean
         from sandglass.stages import execute
@@ -104,7 +110,7 @@ def _stage_verb(stage: str, about: str) -> None:
                 )
         for name in runs or ours:
             with tracking.mirrored(root):
-                execute(ours[name], settings, study or settings.study, root, say=lambda text: print(text, flush=True))
+                execute(ours[name], settings, study or settings.study, root, partial(print, flush=True), attempt)
 
     app.command(stage, help=about)(verb)
 
@@ -239,7 +245,7 @@ def main() -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        _fail(_from_os(error), debug)
+        _fail(Problem.of(error), debug)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # the parser's own errors
             print(f"usage: {error.format_message()}\n  fix    sandglass --help", file=sys.stderr)
@@ -257,19 +263,6 @@ def _fail(problem: Problem, debug: bool) -> NoReturn:
         traceback.print_exc()
     print(problem.screen(), file=sys.stderr)
     sys.exit(int(problem.exit))
-
-
-def _from_os(error: OSError) -> Problem:
-    full = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the quota is used up",
-        errno.EROFS: "the disk is read-only",
-    }
-    kept = "finished runs and the last checkpoint"
-    if error.errno in (*full, errno.EACCES, errno.EPERM):
-        why = full.get(error.errno or 0, error.strerror or "")
-        return Problem("R-120", Exit.CANNOT_WRITE, "cannot write", where=str(error.filename or ""), why=why, kept=kept)
-    return Problem("R-121", Exit.IO, "cannot read or write", where=str(error.filename or ""), why=str(error), kept=kept)
 
 
 if __name__ == "__main__":

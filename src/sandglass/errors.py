@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 
@@ -22,6 +23,10 @@ class Exit(IntEnum):
     CONFIG = 78
 
 
+# Repeating cannot mend these; a scheduler's second attempt at them is a waste.
+PERMANENT = {Exit.CONTENT, Exit.MISSING, Exit.CANNOT_WRITE, Exit.DIVERGED, Exit.CONFIG}
+
+
 class Problem(Exception):
     """Something a person can act on. Shown as one screen, without a traceback.
 
@@ -30,11 +35,30 @@ class Problem(Exception):
     """
 
     def __init__(
-        self, id: str, exit: Exit, what: str, *, where: str = "", why: str = "", fix: str = "", kept: str = ""
+        self, id: str, exit: int, what: str, *, where: str = "", why: str = "", fix: str = "", kept: str = ""
     ) -> None:
         super().__init__(what)
-        self.id, self.exit, self.what = id, exit, what
+        self.id, self.exit, self.what = id, Exit(exit), what
         self.where, self.why, self.fix, self.kept = where, why, fix, kept
+
+    @classmethod
+    def of(cls, error: OSError) -> Problem:
+        """What the operating system refused, as a problem."""
+        full = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the quota is used up",
+            errno.EROFS: "the disk is read-only",
+        }
+        kept, where = "finished runs and the last checkpoint", str(error.filename or "")
+        if error.errno in (*full, errno.EACCES, errno.EPERM):
+            why = full.get(error.errno or 0, error.strerror or "")
+            return cls("R-120", Exit.CANNOT_WRITE, "cannot write", where=where, why=why, kept=kept)
+        return cls("R-121", Exit.IO, "cannot read or write", where=where, why=str(error), kept=kept)
+
+    def record(self) -> dict[str, object]:
+        """For status.json; `Problem(**record)` is this problem again."""
+        parts = ("id", "what", "where", "why", "fix", "kept")
+        return {"exit": int(self.exit)} | {part: getattr(self, part) for part in parts}
 
     def screen(self) -> str:
         """The message as a person sees it."""

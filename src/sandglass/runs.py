@@ -1,6 +1,6 @@
 """A run's two folders. `results/<stage>/<run>` is small, complete and for ever; `state/<stage>/<run>` is what a killed
 run continues from. Every file is written to a temporary beside it, flushed, and renamed; result.json comes last and its
-presence means done. A lease keeps a second writer out.
+presence means done. A lease (lease.py) keeps a second writer out.
 """
 
 from __future__ import annotations
@@ -11,23 +11,17 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import tempfile
-import threading
 import time
-import uuid
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import sandglass
 from sandglass.errors import Exit, Problem
+from sandglass.lease import Lease, alive
 from sandglass.study import Run
-
-HEARTBEAT_SECONDS = 15.0
-LEASE_SECONDS = 90.0  # a lease of another machine without a heartbeat for so long is void
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -86,12 +80,14 @@ class RunFolder:
         self.results = root / "results" / run.folder
         self.state = root / "state" / run.stage / run.name
         self.result = root / "results" / run.result
+        self.held: Lease | None = None
 
     def done(self, deep: bool = False) -> bool:
         """Whether the result is there and whole: every file it lists has its size (`deep`: and its sha256)."""
-        if not self.result.is_file():
-            return False
-        for name, facts in read_json(self.result)["files"].items():
+        return self.result.is_file() and self._whole(self.result, deep)
+
+    def _whole(self, result: Path, deep: bool) -> bool:
+        for name, facts in read_json(result)["files"].items():
             file = self.results / name
             if (
                 not file.is_file()
@@ -101,9 +97,22 @@ class RunFolder:
                 return False
         return True
 
+    def restore(self) -> bool:
+        """Put back a result.json that is gone although the run is whole.
+
+        Snakemake removes a job's outputs before it starts it again, also when the job had finished and only the news
+        was lost.
+        """
+        kept = self.state / self.result.name
+        if not kept.is_file() or not self._whole(kept, deep=True):
+            return False
+        write_json(self.result, read_json(kept))
+        return True
+
     def begin(self, **derived: Any) -> None:
         """Write run.json: what was asked, and with what it is computed."""
         run = self.run
+        self.check()
         write_json(
             self.results / "run.json",
             {
@@ -129,11 +138,24 @@ class RunFolder:
             for file in files
             if file != self.result and not (file.name.startswith("result") and file.suffix == ".json")
         }
-        write_json(self.result, {"format": 1, "rows": rows, "files": listed, **facts})
-        write_json(self.state / "status.json", {"exit": 0, "text": "done"})
+        self.check()
+        whole = {"format": 1, "rows": rows, "files": listed, **facts}
+        write_json(self.state / self.result.name, whole)
+        write_json(self.result, whole)
+        (self.state / "status.json").unlink(missing_ok=True)
         for name in ("checkpoints", "metrics.jsonl"):  # what a finished run will not need again
             gone = self.state / name
             shutil.rmtree(gone, ignore_errors=True) if gone.is_dir() else gone.unlink(missing_ok=True)
+
+    def failed(self, problem: Problem) -> None:
+        """Leave the reason in status.json: an exit code alone does not survive the scheduler."""
+        with contextlib.suppress(OSError):
+            write_json(self.state / "status.json", problem.record())
+
+    def failure(self) -> Problem | None:
+        """Why the last attempt ended, if it did with a problem."""
+        file = self.state / "status.json"
+        return Problem(**read_json(file)) if file.exists() else None
 
     def status(self) -> str:
         """done | running | stopped | failed (exit code) | waiting."""
@@ -141,98 +163,22 @@ class RunFolder:
             return "done"
         if self.result.exists():
             return "damaged"
-        lease = self.state / "lease.json"
-        if lease.exists() and _alive(read_json(lease), lease):
+        if alive(self.state / "lease.json"):
             return "running"
-        file = self.state / "status.json"
-        if not file.exists():
-            return "stopped" if self.state.exists() else "waiting"
-        code = read_json(file)["exit"]
-        return "stopped" if code == Exit.RESUMABLE else f"failed ({code})"
+        if (problem := self.failure()) is None:
+            left = any((self.state / name).exists() for name in ("checkpoints", "lease.json"))
+            return "stopped" if left else "waiting"
+        return "stopped" if problem.exit == Exit.RESUMABLE else f"failed ({int(problem.exit)})"
 
-    @contextlib.contextmanager
-    def lease(self) -> Iterator[None]:
+    def lease(self) -> Lease:
         """Hold the run against a second writer. Raises Problem R-107 (77) if somebody else has it."""
-        self.state.mkdir(parents=True, exist_ok=True)
-        file = self.state / "lease.json"
-        mine = {
-            "host": socket.gethostname(),
-            "boot": _boot(),
-            "pid": os.getpid(),
-            "pid_started": _pid_started(os.getpid()),
-            "job": os.environ.get("SLURM_JOB_ID", ""),
-            "token": uuid.uuid4().hex,
-        }
-        self._take(file, mine)
-        stop = threading.Event()
+        self.held = Lease(self.state / "lease.json", self.run.key)
+        return self.held
 
-        def beat() -> None:
-            while not stop.wait(HEARTBEAT_SECONDS):
-                with contextlib.suppress(OSError):
-                    file.touch()
-
-        heart = threading.Thread(target=beat, daemon=True)
-        heart.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            heart.join()
-            with contextlib.suppress(OSError, Problem):
-                if read_json(file)["token"] == mine["token"]:
-                    file.unlink()
-
-    def _take(self, file: Path, mine: dict[str, Any]) -> None:
-        draft = file.with_name(f".lease.{mine['token']}.tmp")
-        draft.write_text(json.dumps(mine))
-        try:
-            for _ in range(3):
-                try:
-                    os.link(draft, file)  # fails if it is there, and is never seen half-written
-                    return
-                except FileExistsError:
-                    pass
-                with contextlib.suppress(FileNotFoundError):
-                    theirs = read_json(file)
-                    if _alive(theirs, file):
-                        raise Problem(
-                            "R-107",
-                            Exit.REFUSED,
-                            f"{self.run.key} is being written by another process",
-                            where=f"host {theirs['host']}, pid {theirs['pid']}"
-                            + (f", job {theirs['job']}" * bool(theirs["job"])),
-                            fix="wait for it, or stop it; `sandglass status` shows it",
-                            kept="nothing changed",
-                        )
-                    # Of several that find a dead lease, one rename succeeds; the others meet its new lease.
-                    file.replace(file.with_name(f".lease.{theirs['token']}.dead"))
-                    file.with_name(f".lease.{theirs['token']}.dead").unlink(missing_ok=True)
-            raise Problem("R-107", Exit.REFUSED, f"{self.run.key}: the lease changes hands too fast", fix="try again")
-        finally:
-            draft.unlink(missing_ok=True)
-
-
-def _alive(lease: dict[str, Any], file: Path) -> bool:
-    """Whether the holder of a lease may still write: known exactly on the same machine, by heartbeat elsewhere."""
-    if lease["host"] == socket.gethostname():
-        return bool(lease["boot"] == _boot() and _pid_started(lease["pid"]) == lease["pid_started"] is not None)
-    return time.time() - file.stat().st_mtime < LEASE_SECONDS
-
-
-def _boot() -> str:
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""
-
-
-def _pid_started(pid: int) -> float | None:
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
-        return None
+    def check(self) -> None:
+        """Before a write: Problem R-107 (77) if the run was taken over meanwhile."""
+        if self.held:
+            self.held.check()
 
 
 def versions() -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import resource
 import sys
 import time
@@ -12,43 +12,72 @@ from pathlib import Path
 from typing import Any
 
 from sandglass.config import Params
-from sandglass.errors import Exit, Problem
+from sandglass.errors import PERMANENT, Exit, Problem
 from sandglass.runs import RunFolder, read_json, write_atomic, write_json
 from sandglass.study import Run, plan
 
 Say = Callable[[str], None]
 
 
-def execute(run: Run, params: Params, study: str, root: Path, say: Say) -> None:
-    """Compute one run, unless it is done. Raises Problem R-110 (66) if something it needs is not."""
+def execute(run: Run, params: Params, study: str, root: Path, say: Say, attempt: int = 1) -> None:
+    """Compute one run, unless it is done. Raises Problem R-110 (66) if something it needs is not.
+
+    From a scheduler's second `attempt` on, an error that repeating cannot mend is raised again without repeating.
+    """
     folder = RunFolder(root, run, study)
-    if folder.done():
+    if _processes() > 1:
+        from sandglass.engine import distributed
+
+        if run.stage not in ("pretrain", "finetune"):
+            raise Problem("T-112", Exit.CONFIG, f"{run.stage} runs in one process", fix="tasks: 1 for this rule")
+        with distributed.joined():
+            if distributed.rank() == 0:
+                _lead(run, folder, params, say, attempt, distributed.tell)
+            elif distributed.tell():
+                _STAGES[run.stage](run, folder, params, _silent)
+    else:
+        _lead(run, folder, params, say, attempt, lambda go: go)
+
+
+def _lead(run: Run, folder: RunFolder, params: Params, say: Say, attempt: int, tell: Callable[[bool], bool]) -> None:
+    """What the process that writes does; `tell` says to the others whether there is something to do."""
+    if folder.done() or folder.restore():
+        tell(False)
         say(f"{run.key}: done already")
         return
+    if attempt > 1 and (before := folder.failure()) and before.exit in PERMANENT:
+        tell(False)
+        raise before
     if run.stage != "report":
         for key in run.needs:
-            if not (root / "results" / key / "result.json").is_file():
+            if not (folder.root / "results" / key / "result.json").is_file():
+                tell(False)
                 raise Problem(
                     "R-110",
                     Exit.MISSING,
                     f"{run.key} needs {key}, which is not done",
                     fix=f"sandglass {key.replace('/', ' ')}",
                 )
-    with folder.lease(), _recorded(folder):
-        _STAGES[run.stage](run, folder, params, say)
+    with folder.lease():
+        try:
+            tell(True)
+            _STAGES[run.stage](run, folder, params, say)
+        except Problem as problem:
+            folder.failed(problem)
+            raise
+        except OSError as error:
+            folder.failed(Problem.of(error))
+            raise
     say(f"{run.key}: done")
 
 
-@contextlib.contextmanager
-def _recorded(folder: RunFolder) -> Any:
-    """Leave the reason of a failure in status.json: an exit code alone does not survive the scheduler."""
-    try:
-        yield
-    except Problem as problem:
-        write_json(
-            folder.state / "status.json", {"exit": int(problem.exit), "id": problem.id, "text": problem.screen()}
-        )
-        raise
+def _processes() -> int:
+    """That torchrun or srun started for this run."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+
+
+def _silent(text: str) -> None:
+    """The voice of a process that does not lead."""
 
 
 def _data(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
@@ -90,7 +119,8 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     task = train.Task(
         encoder, objective, {}, split, torch.arange(len(split)), s["views"], s["size"], s["train"], _seed(run)
     )
-    _fit(run, folder, params, task, say)
+    if not _fit(run, folder, params, task, say):
+        return
     encoder.model.reset_classifier(0)
     _export(folder, encoder, s)
     _finish_training(folder, [], task)
@@ -132,7 +162,8 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
         encoder, objective, auxiliaries, split, torch.as_tensor(index), s["views"], s["size"], s["train"], seed,
         frozen=frozen, lr_scales=scales, each_epoch=validate if has_val else None,
     )  # fmt: skip
-    _fit(run, folder, params, task, say)
+    if not _fit(run, folder, params, task, say):
+        return
     np.save(folder.results / "labelled.npy", np.asarray(index))
     _export(folder, encoder, s)
     _finish_training(folder, classify(encoder, packed, "test", s["size"], device), task)
@@ -304,25 +335,32 @@ def _load_weights(encoder: Any, file: Path) -> None:
     encoder.model.load_state_dict(weights, strict=False)
 
 
-def _fit(run: Run, folder: RunFolder, params: Params, task: Any, say: Say) -> None:
-    """Train, keep the curves and a sheet of the views, and remember the cost on the task."""
+def _fit(run: Run, folder: RunFolder, params: Params, task: Any, say: Say) -> bool:
+    """Train, keep the curves and a sheet of the views, remember the cost on the task; whether this process leads."""
+    from sandglass.engine import distributed
     from sandglass.engine.train import train
 
+    leads = distributed.rank() == 0
     steps_per_epoch = len(task.index) // task.train["batch_size"]
     trained = sum(p.numel() for p in task.encoder.parameters() if p.requires_grad)
-    folder.begin(
-        **_derived(params),
-        images=len(task.index),
-        steps_per_epoch=steps_per_epoch,
-        steps=steps_per_epoch * task.train["epochs"],
-        peak_lr=task.train["lr_per_256"] * task.train["batch_size"] / 256,
-        parameters=trained,
-        grid=[task.encoder.width, *task.encoder.grid_shape],
-        data_fingerprint=task.split.info["fingerprint"],
-    )
+    if leads:
+        folder.begin(
+            **_derived(params),
+            processes=distributed.processes(),
+            images=len(task.index),
+            steps_per_epoch=steps_per_epoch,
+            steps=steps_per_epoch * task.train["epochs"],
+            peak_lr=task.train["lr_per_256"] * task.train["batch_size"] / 256,
+            parameters=trained,
+            grid=[task.encoder.width, *task.encoder.grid_shape],
+            data_fingerprint=task.split.info["fingerprint"],
+        )
+    task.check = folder.check
     task.outcome = train(task, folder.state, params.engine, say)
-    write_atomic(folder.results / "metrics.jsonl", (folder.state / "metrics.jsonl").read_bytes())
-    _view_sheet(folder.results / "views.npz", task)
+    if leads:
+        write_atomic(folder.results / "metrics.jsonl", (folder.state / "metrics.jsonl").read_bytes())
+        _view_sheet(folder.results / "views.npz", task)
+    return leads
 
 
 def _view_sheet(path: Path, task: Any) -> None:

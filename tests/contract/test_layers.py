@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 LAYERS = [  # a file may import from its own row and the rows above it
-    {"errors", "registry", "config", "study", "runs", "tracking", "__init__"},
+    {"errors", "registry", "config", "study", "slurm", "lease", "runs", "driver", "tracking", "__init__"},
     {"data", "views", "backbones"},
     {"objectives", "auxiliary"},
     {"engine"},

@@ -1,11 +1,7 @@
-"""A run's folder is written whole or not at all, and by one writer at a time."""
+"""A run's folder is written whole or not at all."""
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
@@ -14,24 +10,6 @@ from sandglass.runs import RunFolder, write_atomic
 from sandglass.study import Run
 
 RUN = Run("probe", "linear-digits-s0-12345678", 0, {"size": 32}, (), {"data set": "digits"})
-HOLD = """
-import sys, time
-from pathlib import Path
-from sandglass.errors import Problem
-from sandglass.runs import RunFolder
-from sandglass.study import Run
-run = Run("probe", "linear-digits-s0-12345678", 0, {}, (), {})
-try:
-    with RunFolder(Path(sys.argv[1]), run).lease():
-        print("held", flush=True)
-        time.sleep(float(sys.argv[2]))
-except Problem as problem:
-    sys.exit(int(problem.exit))
-"""
-
-
-def hold(root, seconds):
-    return subprocess.Popen([sys.executable, "-c", HOLD, str(root), str(seconds)], stdout=subprocess.PIPE, text=True)
 
 
 def test_result_means_done_and_whole(tmp_path):
@@ -62,38 +40,41 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatc
     assert file.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_second_writer_is_refused(tmp_path):
-    first = hold(tmp_path, 20)
-    try:
-        assert first.stdout.readline() == "held\n"
-        began = time.monotonic()
-        with pytest.raises(Problem) as caught, RunFolder(tmp_path, RUN).lease():
-            pass
-        assert caught.value.exit == Exit.REFUSED and time.monotonic() - began < 5
-        assert RunFolder(tmp_path, RUN).status() == "running"
-    finally:
-        first.kill()
-        first.wait()
+def test_a_writer_that_lost_the_run_writes_no_result(tmp_path):
+    folder = RunFolder(tmp_path, RUN)
+    with folder.lease():
+        folder.begin()
+        lease = folder.state / "lease.json"
+        lease.write_text(json.dumps(json.loads(lease.read_text()) | {"token": "theirs"}))
+        with pytest.raises(Problem) as caught:
+            folder.finish([{"metric": "top1", "value": 0.5}])
+        assert caught.value.exit == Exit.REFUSED and not folder.result.exists()
 
 
-def test_lease_of_a_killed_writer_is_taken_over_at_once(tmp_path):
-    first = hold(tmp_path, 60)
-    first.stdout.readline()
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    with RunFolder(tmp_path, RUN).lease():
-        assert RunFolder(tmp_path, RUN).status() == "running"
-    assert not (tmp_path / "state" / "probe" / RUN.name / "lease.json").exists()
+def test_a_result_that_a_scheduler_removed_is_put_back_if_the_run_is_whole(tmp_path):
+    folder = RunFolder(tmp_path, RUN)
+    folder.begin()
+    write_atomic(folder.results / "model.bin", b"12345")
+    folder.finish([{"metric": "top1", "value": 0.5}])
+    before = folder.result.read_bytes()
+    folder.result.unlink()
+    assert not folder.done() and folder.restore() and folder.done(deep=True)
+    assert folder.result.read_bytes() == before
+    folder.result.unlink()
+    (folder.results / "model.bin").write_bytes(b"54321")
+    assert not folder.restore() and not folder.done()
 
 
-def test_of_many_that_find_a_dead_lease_one_gets_it(tmp_path):
-    first = hold(tmp_path, 60)
-    first.stdout.readline()
-    first.kill()
-    first.wait()
-    crowd = [hold(tmp_path, 3) for _ in range(6)]
-    codes = sorted(process.wait(timeout=60) for process in crowd)
-    assert codes == [0] + [int(Exit.REFUSED)] * 5
+def test_a_failure_is_remembered_whole(tmp_path):
+    folder = RunFolder(tmp_path, RUN)
+    assert folder.failure() is None
+    folder.failed(Problem("T-103", Exit.DIVERGED, "the loss is nan", why="lr 9", fix="a lower one"))
+    again = folder.failure()
+    assert again.screen() == "error T-103 (exit 76): the loss is nan\n  why    lr 9\n  fix    a lower one"
+    assert folder.status() == "failed (76)"
+    folder.begin()
+    folder.finish([])
+    assert folder.failure() is None
 
 
 def test_damaged_json_is_one_screen(tmp_path):

@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+from sandglass import driver
 from sandglass.config import load
 from sandglass.errors import Problem
 from sandglass.study import plan
@@ -15,6 +16,8 @@ try:
 except Problem as problem:
     sys.exit(problem.screen())
 REPORT = next(run for run in RUNS.values() if run.stage == "report")
+if workflow.is_main_process:
+    driver.clear_lock(Path())
 CALL = f"--params {PARAMS} --study {STUDY}"
 
 
@@ -43,9 +46,30 @@ def needs(stage):
     return lambda wildcards: [ancient(f"results/{RUNS[key].result}") for key in RUNS[f"{stage}/{wildcards.run}"].needs]
 
 
+def attempt(wildcards, attempt):
+    """Which try of Snakemake's `retries` a job is."""
+    return attempt
+
+
+def launch(wildcards, resources):
+    """How a training starts: alone, as the tasks of its SLURM job, or as several processes of this machine."""
+    tasks = resources.get("tasks", 1)
+    if tasks == 1:
+        return "sandglass"
+    if resources.get("mpi"):
+        return f"{resources.mpi} -n {tasks} --kill-on-bad-exit=1 sandglass"
+    return f"torchrun --standalone --nproc-per-node {tasks} -m sandglass"
+
+
+onstart:
+    driver.begin(Path())
+
+
 onsuccess:
+    driver.end()
     shell("sandglass publish || true")  # tracking must not fail a study
 
 
 onerror:
+    driver.end()
     shell("sandglass status {CALL} || true")

@@ -5,12 +5,14 @@ rule probe:
         "results/probe/{run}/result.json",
     params:
         call=CALL,
+    resources:
+        attempt=attempt,
     log:
         "logs/probe/{run}.log",
     conda:
         "../../envs/train.yaml"
     shell:
-        "sandglass probe {wildcards.run} {params.call} &> {log}"
+        "sandglass probe {wildcards.run} {params.call} --attempt {resources.attempt} &>> {log}"
 
 
 rule finetune:
@@ -20,12 +22,15 @@ rule finetune:
         "results/finetune/{run}/result.json",
     params:
         call=CALL,
+        launch=launch,
+    resources:
+        attempt=attempt,
     log:
         "logs/finetune/{run}.log",
     conda:
         "../../envs/train.yaml"
     shell:
-        "sandglass finetune {wildcards.run} {params.call} &> {log}"
+        "{params.launch} finetune {wildcards.run} {params.call} --attempt {resources.attempt} &>> {log}"
 
 
 rule attack:
@@ -35,9 +40,11 @@ rule attack:
         "results/attack/{run}/result.json",
     params:
         call=CALL,
+    resources:
+        attempt=attempt,
     log:
         "logs/attack/{run}.log",
     conda:
         "../../envs/train.yaml"
     shell:
-        "sandglass attack {wildcards.run} {params.call} &> {log}"
+        "sandglass attack {wildcards.run} {params.call} --attempt {resources.attempt} &>> {log}"

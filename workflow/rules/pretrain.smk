@@ -5,9 +5,12 @@ rule pretrain:
         "results/pretrain/{run}/result.json",
     params:
         call=CALL,
+        launch=launch,
+    resources:
+        attempt=attempt,
     log:
         "logs/pretrain/{run}.log",
     conda:
         "../../envs/train.yaml"
     shell:
-        "sandglass pretrain {wildcards.run} {params.call} &> {log}"
+        "{params.launch} pretrain {wildcards.run} {params.call} --attempt {resources.attempt} &>> {log}"

@@ -38,7 +38,7 @@ class Auxiliary(nn.Module, ABC):
     def loss(self, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
         """grid (B,C,h,w) -> {"loss": float32 scalar with gradient, and named scalars without}.
 
-        The loss is not yet weighted. All randomness comes from `batch.generator`.
+        The loss is not yet weighted. All randomness comes through `batch.drawn`.
         """
 
     def weight_at(self, progress: float) -> float:

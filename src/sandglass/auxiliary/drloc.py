@@ -60,7 +60,7 @@ class DRLoc(Auxiliary):
         """grid (B,C,h,w) -> "loss", and "over_chance": 1 is what the best constant answer gets, 0 is perfect."""
         with torch.autocast(grid.device.type, enabled=False):
             tokens = grid.float().flatten(2).transpose(1, 2)  # (B,hw,C)
-            cells = self.draw(len(tokens), batch.generator).to(grid.device, non_blocking=True)
+            cells = batch.drawn(self.draw).to(grid.device, non_blocking=True)
             rows = torch.arange(len(tokens), device=grid.device)[:, None, None]
             predicted = self.head(tokens[rows, cells].flatten(2))  # (B,pairs,2C) -> (B,pairs,2)
             distance = (predicted - self.target(cells)).abs().mean(dim=(0, 1))

@@ -80,7 +80,7 @@ class MaskedEmbedding(Auxiliary):
     def loss(self, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
         """grid (B,C,h,w) -> "loss" and what tells a learning task from a shrinking grid (see `watch`)."""
         tokens = grid.flatten(2).transpose(1, 2)  # (B,hw,C)
-        masked = self.draw(len(tokens), batch.generator).to(grid.device, non_blocking=True)
+        masked = batch.drawn(self.draw).to(grid.device, non_blocking=True)
         filled = torch.where(masked[..., None], self.mask_token, tokens)
         predicted = self.blocks(filled + self.positions).float()
         target = tokens.float()

@@ -7,6 +7,7 @@ generator seeded with a hash of (seed, epoch, step, purpose): restarts, workers 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ class Batch:
     labels: Tensor  # (B,) int64, -1 where there is none
     index: Tensor  # (B,) rows of the split
     generator: torch.Generator  # CPU; all randomness of losses comes from it
+    rank: int = 0  # of the processes that share a batch, this one has the rank-th part
+    processes: int = 1
+
+    def drawn(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        """These images' rows of `draw(images, generator)`, drawn for the whole batch: sharing it changes no draw."""
+        return draw(len(self.index) * self.processes, self.generator).chunk(self.processes)[self.rank]
 
 
 class Split:

@@ -19,15 +19,6 @@ class Progress:
         self.bar: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
-            self.bar.start()
-            self.row = self.bar.add_task(self.title, total=self.total)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -36,8 +27,21 @@ class Progress:
 
     def show(self, step: int, values: dict[str, float]) -> None:
         loss = f"loss {values['loss']:.4f}" if "loss" in values else ""
-        if self.bar:
-            self.bar.update(self.row, completed=step, description=f"{self.title}  {loss}")
+        if sys.stderr.isatty():
+            self.bar = self.bar or self._bar()
+            self.bar.update(self.bar.task_ids[0], completed=step, description=f"{self.title}  {loss}")
         elif step == self.total or time.monotonic() - self.last > LOG_SECONDS:
             self.last = time.monotonic()
             self.say(f"{self.title}: step {step} of {self.total}  {loss}  {self.last - self.began:.0f} s")
+
+    def _bar(self) -> Any:
+        """Made at the first step: of several processes, only one shows."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        bar = Bar(*columns, console=Console(stderr=True), transient=True)
+        bar.add_task(self.title, total=self.total)
+        bar.start()
+        return bar

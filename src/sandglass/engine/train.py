@@ -1,5 +1,5 @@
-"""The loop. Plain PyTorch, one process, the same for pretraining and finetuning: one encoder forward per view serves
-the objective and every auxiliary task.
+"""The loop. Plain PyTorch, the same for pretraining and finetuning, for one process and for several that share a batch
+(distributed.py): one encoder forward per view serves the objective and every auxiliary task.
 
 All randomness is a function of (seed, epoch, step): a run that is killed and resumed takes the same steps, to the bit.
 """
@@ -21,16 +21,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sandglass import slurm
 from sandglass.auxiliary._base import Auxiliary
 from sandglass.backbones.grid import Encoder
 from sandglass.config import Engine
 from sandglass.data.loader import Batch, Split, epoch_order, step_generator
-from sandglass.engine import checkpoint, optim
+from sandglass.engine import checkpoint, distributed, optim
 from sandglass.engine.progress import Progress
 from sandglass.engine.schedule import learning_rate_factor
 from sandglass.errors import Exit, Problem
 from sandglass.objectives._base import Objective
+from sandglass.runs import write_atomic
 from sandglass.views.recipes import make_views
+
+LIMIT_MARGIN_SECONDS = (
+    120.0  # before a time limit, for the step at hand, a validation and the save; less if it is short
+)
 
 
 @dataclass
@@ -48,7 +54,8 @@ class Task:
     seed: int
     frozen: list[nn.Module] = field(default_factory=list)  # kept in eval mode, without gradients
     lr_scales: dict[str, float] = field(default_factory=dict)  # prefix of encoder.model's names -> factor
-    each_epoch: Callable[[int], dict[str, float]] | None = None  # numbers to log at the end of an epoch
+    each_epoch: Callable[[int], dict[str, float]] | None = None  # numbers to log at the end of an epoch; process 0
+    check: Callable[[], None] = lambda: None  # raises if the run is no longer ours to write
 
 
 @dataclass
@@ -72,7 +79,8 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     """Train from the newest checkpoint in `state`, or from the start, to the end.
 
     Metrics go to state/metrics.jsonl, cut back on resume to what the checkpoint had seen.
-    Raises Problem: T-102 (78) no full batch; T-103 (76) non-finite loss; T-104 (76) collapse; T-105 (75) stopped early.
+    Raises Problem: T-102 (78) no full batch; T-103 (76) non-finite loss; T-104 (76) collapse; T-105 (75) stopped early;
+    T-111 (78) a batch that the processes cannot share equally.
     """
     settings, device = task.train, next(task.encoder.parameters()).device
     batch_size, epochs = settings["batch_size"], settings["epochs"]
@@ -84,6 +92,9 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             f"0 steps per epoch: batch_size {batch_size} is larger than the {len(task.index)} training images",
             fix=f"batch_size: {len(task.index)} or less",
         )
+    if batch_size % distributed.processes():
+        what = f"a batch of {batch_size} cannot be shared by {distributed.processes()} processes"
+        raise Problem("T-111", Exit.CONFIG, what, fix="a multiple of their number")
     steps = steps_per_epoch * epochs
     modules = nn.ModuleDict(
         {"encoder": task.encoder, "objective": task.objective, "auxiliary": nn.ModuleDict(task.auxiliaries)}
@@ -95,27 +106,41 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     trained = [p for group in groups for p in group["params"]]
     half = _half_precision(settings["precision"], device)
 
-    checkpoints, metrics = state / "checkpoints", _Metrics(state / "metrics.jsonl")
-    step, seconds, attempts = 0, 0.0, 1
+    checkpoints, leads = state / "checkpoints", distributed.rank() == 0
+    metrics = _Metrics(state / "metrics.jsonl") if leads else None
+    step, seconds, attempts, save_seconds = 0, 0.0, 1, 0.0
     if entry := checkpoint.newest(checkpoints):
         saved = checkpoint.load(checkpoints, entry, device)
         modules.load_state_dict(saved["modules"])
         optimizer.load_state_dict(saved["optimizer"])
         step, seconds, attempts = saved["step"], saved["seconds"], saved["attempts"] + 1
-        metrics.cut(entry["metrics_bytes"])
+        seen = entry["metrics_bytes"]
         say(f"resumed at step {step} of {steps}")
     else:
-        metrics.cut(0)
+        seen = 0
+    if metrics:
+        metrics.cut(seen)
+    distributed.any_of(False)  # nobody writes before everybody has read
 
     def save() -> None:
+        nonlocal save_seconds
+        if not metrics:
+            return
+        task.check()
+        tick = time.monotonic()
         whole: dict[str, Any] = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()}
         whole |= {"step": step, "seconds": seconds, "attempts": attempts}
         checkpoint.save(checkpoints, step, whole, metrics_bytes=metrics.flush())
+        save_seconds = time.monotonic() - tick
 
     unchecked: list[tuple[int, Tensor, Tensor]] = []  # step, (loss, gradient norm), ids: read without stalling a GPU
     ordered = -1  # the epoch that `order` belongs to
-    saved_at = began = time.monotonic()
-    with _stop_requests() as stop, Progress(f"seed {task.seed}", steps, say) as progress:
+    saved_at, deadline = time.monotonic(), _deadline(engine)
+    with (
+        _stop_requests() as stop,
+        distributed.whole_batch_norm(),
+        Progress(f"seed {task.seed}", steps, say) as progress,
+    ):
         while step < steps:
             epoch, within = divmod(step, steps_per_epoch)
             if epoch != ordered:
@@ -130,7 +155,8 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             modules.train()
             for module in task.frozen:
                 module.eval()
-            torch.manual_seed(int(torch.randint(2**62, (), generator=batch.generator)))  # drop-path and dropout
+            drops = int(torch.randint(2**62, (), generator=batch.generator))
+            torch.manual_seed(drops + distributed.rank())  # drop-path and dropout
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):  # losses themselves are in float32
                 features = [task.encoder(view) for view in batch.views]
                 scalars = task.objective.loss(task.encoder, features, batch)
@@ -141,47 +167,59 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
                     scalars |= {f"{name}/{key}": value for key, value in extra.items()}
             optimizer.zero_grad(set_to_none=True)
             total.backward()
+            whole_loss = total.detach().float().clone()
+            distributed.average([whole_loss, *(p.grad for p in trained if p.grad is not None)])
             norm = scalars["gradient_norm"] = nn.utils.clip_grad_norm_(trained, settings["clip_norm"] or math.inf)
             optimizer.step()
             step += 1
             task.objective.after_step(task.encoder, step / steps)
             seconds += time.monotonic() - tick
-            unchecked.append((step, torch.stack((total.detach(), norm.detach())), batch.index))
+            unchecked.append((step, torch.stack((whole_loss, norm.detach())), batch.index))
 
             ends_epoch = step % steps_per_epoch == 0
-            due = (time.monotonic() - saved_at) / 60 >= engine.checkpoint_minutes
-            ending = stop.is_set() or _past(engine.deadline_minutes, began)
+            due, ending, to_save = distributed.any_of(
+                leads and (time.monotonic() - saved_at) / 60 >= engine.checkpoint_minutes,
+                stop.is_set() or time.monotonic() >= deadline - 4 * save_seconds,
+                leads and ends_epoch and time.monotonic() - saved_at > 1,
+            )
             if step % engine.log_every_steps == 0 or ends_epoch or due or ending or device.type == "cpu":
                 _refuse_non_finite(unchecked, state, optimizer)
             if step % engine.log_every_steps == 0 or step in (1, steps):
-                values = {key: float(value.detach()) for key, value in scalars.items()} | {
-                    "total": float(total.detach())
-                }
-                values |= {k: float(v) for k, v in task.objective.monitor(features, batch).items()}
-                metrics.write(step, step / steps_per_epoch, values | {"lr": lr * factor})
-                progress.show(step, values)
-            if ends_epoch and task.each_epoch and (found := task.each_epoch(epoch + 1)):
+                watched = scalars | {"total": total} | task.objective.monitor(features, batch)
+                numbers = [value.detach().float().clone() for value in watched.values()]
+                distributed.average(numbers)
+                values = dict(zip(watched, torch.stack(numbers).tolist(), strict=True))
+                if metrics:
+                    task.check()
+                    metrics.write(step, step / steps_per_epoch, values | {"lr": lr * factor})
+                    progress.show(step, values)
+            if metrics and ends_epoch and task.each_epoch and (found := task.each_epoch(epoch + 1)):
                 metrics.write(step, epoch + 1, found)
             if ends_epoch:
                 _refuse_collapse(task, step)
-            if (ends_epoch and step < steps and time.monotonic() - saved_at > 1) or due or ending or step == steps:
+            if to_save or due or ending or step == steps:
                 save()
                 saved_at = time.monotonic()
             if ending and step < steps:
                 raise Problem(
                     "T-105", Exit.RESUMABLE, f"stopped at step {step} of {steps}; state saved", fix="run again to go on"
                 )
-    metrics.flush()
+    if metrics:
+        metrics.flush()
     return Outcome(steps, steps * batch_size, seconds, attempts)
 
 
 def _batch(task: Task, rows: Tensor, epoch: int, step: int, device: torch.device) -> Batch:
-    images, sizes = task.split.take(rows)
+    """This process's part of a batch of `rows`."""
+    rank, processes = distributed.rank(), distributed.processes()
+    own = slice(rank * len(rows) // processes, (rank + 1) * len(rows) // processes)
+    images, _ = task.split.take(rows[own])
+    sizes = torch.from_numpy(task.split.sizes[rows.numpy()])
     (name, settings), *_ = task.views.items()
     generator = step_generator(task.seed, epoch, step, "views")
-    views = make_views(name, settings, images.to(device), sizes, task.size, generator)
-    labels = torch.from_numpy(task.split.labels[rows.numpy()]).to(device)
-    return Batch(views, labels, rows, step_generator(task.seed, epoch, step, "loss"))
+    views = make_views(name, settings, images.to(device), sizes, task.size, generator, own)
+    labels = torch.from_numpy(task.split.labels[rows[own].numpy()]).to(device)
+    return Batch(views, labels, rows[own], step_generator(task.seed, epoch, step, "loss"), rank, processes)
 
 
 def _half_precision(precision: str, device: torch.device) -> bool:
@@ -189,8 +227,14 @@ def _half_precision(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
 
 
-def _past(deadline_minutes: float | None, began: float) -> bool:
-    return deadline_minutes is not None and (time.monotonic() - began) / 60 >= deadline_minutes
+def _deadline(engine: Engine) -> float:
+    """When to stop by itself, on the monotonic clock: as set, or with a margin before the SLURM job's time limit.
+
+    The scheduler's own warning cannot be relied on: it may come late, early, to the wrong process, or not at all.
+    """
+    now, left = time.monotonic(), slurm.seconds_left()
+    asked = now + 60 * engine.deadline_minutes if engine.deadline_minutes is not None else math.inf
+    return asked if left is None else min(asked, now + left - min(LIMIT_MARGIN_SECONDS, 0.2 * left))
 
 
 def _refuse_non_finite(
@@ -213,7 +257,7 @@ def _refuse_non_finite(
 
 def _refuse_collapse(task: Task, step: int) -> None:
     for name, auxiliary in task.auxiliaries.items():
-        if auxiliary.collapsed():
+        if distributed.any_of(auxiliary.collapsed())[0]:
             raise Problem(
                 "T-104",
                 Exit.DIVERGED,
@@ -227,13 +271,13 @@ class _Metrics:
     """state/metrics.jsonl: one object a line, appended; cut back to a checkpoint on resume."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.file = path.open("a+b")
 
     def cut(self, size: int) -> None:
-        self.file.truncate(size)
-        self.file.seek(0, 2)
+        """Go on after `size` bytes, in a new file: a process that was taken for dead may still hold the old one."""
+        before = self.path.read_bytes()[:size] if size else b""
+        write_atomic(self.path, before)
+        self.file = self.path.open("ab")
 
     def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
         row = {"step": step, "epoch": round(epoch, 4)} | {key: float(f"{value:.7g}") for key, value in values.items()}

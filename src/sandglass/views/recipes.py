@@ -107,20 +107,27 @@ def confusion_cells(size: int) -> int:
 
 
 def make_views(
-    name: str, settings: dict[str, Any], images: Tensor, sizes: Tensor, size: int, generator: Generator
+    name: str,
+    settings: dict[str, Any],
+    images: Tensor,
+    sizes: Tensor,
+    size: int,
+    generator: Generator,
+    own: slice = slice(None),
 ) -> list[Tensor]:
     """The views of a batch: `settings["count"]` tensors (B, 3, size, size) float32 in [0, 1] on the images' device.
 
     images: uint8 (B, 3, H, W), each in the top left of its canvas; sizes: (B, 2) int64 true heights and widths, and
-    generator: both on the CPU. Settings that are not given are the recipe's own.
+    generator: both on the CPU. Settings that are not given are the recipe's own. When processes share a batch, `sizes`
+    are the whole batch's and `own` says which of them `images` holds: an image's draws do not depend on who makes it.
     """
     declared = {key: default(row) for key, row in RECIPES.declared(name).items()}
     chosen = for_size(OFF | declared | settings, size)
-    views = _views(chosen, images, sizes, size, generator)
+    views = _views(chosen, images, sizes, size, generator, own)
     if chosen["small_count"]:
         limits = {"crop_scale_min": chosen["small_scale_min"], "crop_scale_max": chosen["small_scale_max"]}
         small = chosen | limits | {"count": chosen["small_count"]}
-        views += _views(small, images, sizes, round(size * chosen["small_size"]), generator)
+        views += _views(small, images, sizes, round(size * chosen["small_size"]), generator, own)
     return views
 
 
@@ -132,10 +139,15 @@ def evaluation_view(images: Tensor, sizes: Tensor, size: int) -> Tensor:
         return ops.resample(images, *ops.centre_spans(sizes, size), size).div_(255)
 
 
-def _views(settings: dict[str, Any], images: Tensor, sizes: Tensor, size: int, generator: Generator) -> list[Tensor]:
+def _views(
+    settings: dict[str, Any], images: Tensor, sizes: Tensor, size: int, generator: Generator, own: slice
+) -> list[Tensor]:
     """All views in one pass: the batch is repeated, and every copy of an image draws for itself."""
-    source = torch.arange(len(images)).repeat(settings["count"])
-    draws = draw(settings, sizes[source], size, generator)
+    copies = settings["count"]
+    draws = draw(settings, sizes.repeat(copies, 1), size, generator)
+    kept = torch.arange(copies * len(sizes)).view(copies, -1)[:, own].flatten()
+    draws = {key: value[kept] for key, value in draws.items()}
+    source = torch.arange(len(images)).repeat(copies)
     views = torch.empty(len(source), 3, size, size, device=images.device)
     share = max(1, SLICE // (3 * size * size)) if images.device.type == "cpu" else len(source)
     with torch.autocast(images.device.type, enabled=False):  # float32 also where the caller trains in bfloat16
@@ -143,7 +155,7 @@ def _views(settings: dict[str, Any], images: Tensor, sizes: Tensor, size: int, g
             part = slice(start, start + share)
             pixels = images.index_select(0, source[part].to(images.device))
             _apply({key: value[part] for key, value in draws.items()}, settings, pixels, views[part])
-    return list(views.view(settings["count"], len(images), 3, size, size).unbind(0))
+    return list(views.view(copies, len(images), 3, size, size).unbind(0))
 
 
 def draw(settings: dict[str, Any], sizes: Tensor, size: int, generator: Generator) -> dict[str, Tensor]:

@@ -1,0 +1,74 @@
+"""The process that runs the DAG, and what it owes to the one before it.
+
+A driver that dies (SIGKILL, a login node that restarts) leaves Snakemake's lock and jobs that nobody watches. Its lease
+tells it from a driver that lives: then the next one clears the lock, lets the jobs that were left save and stop, and
+their runs go on as its own jobs. The person types the same command again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sandglass import lease, slurm
+
+_held: list[lease.Lease] = []  # for as long as this process is a driver
+
+
+def clear_lock(root: Path) -> None:
+    """Remove the lock of Snakemake when the driver that took it is known to be dead."""
+    file = _file(root)
+    if file.exists() and not lease.alive(file):
+        shutil.rmtree(root / ".snakemake" / "locks", ignore_errors=True)
+
+
+def begin(root: Path) -> None:
+    """Become the driver: stop what a dead one left, and start the follower that shows runs in MLflow."""
+    file = _file(root)
+    if (dead := lease.read(file)) and not lease.alive(file):
+        stopped = _stop_processes(root, dead["token"]) + slurm.cancel(root)
+        if stopped:
+            print(
+                f"an earlier driver died here: {stopped} jobs that it left were stopped and go on now", file=sys.stderr
+            )
+    mine = lease.Lease(file, "this folder's workflow")
+    _held.append(mine.__enter__())
+    os.environ["SANDGLASS_DRIVER"] = mine.token  # jobs inherit it and write it in their leases
+    if os.environ.get("SANDGLASS_TRACKING") != "off":
+        words = [sys.executable, "-m", "sandglass.tracking", str(root.resolve()), str(os.getpid())]
+        with (root / "state" / "mlflow.log").open("ab") as log:
+            subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+
+def end() -> None:
+    """The DAG has ended, well or not."""
+    while _held:
+        _held.pop().__exit__(None, None, None)
+
+
+def _stop_processes(root: Path, driver: str) -> int:
+    """End the local jobs of a dead driver; a training saves its state on TERM."""
+    left = {}
+    for file in (root / "state").glob("*/*/lease.json"):
+        holder = lease.read(file)
+        if holder and holder["driver"] == driver and not holder["job"] and lease.alive(file):
+            left[file] = holder["pid"]
+    for number, seconds in ((signal.SIGTERM, slurm.SETTLE_SECONDS), (signal.SIGKILL, 5.0)):
+        end_at = time.monotonic() + seconds
+        for file, pid in left.items():
+            if lease.alive(file):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        while any(lease.alive(file) for file in left) and time.monotonic() < end_at:
+            time.sleep(0.2)
+    return len(left)
+
+
+def _file(root: Path) -> Path:
+    return root / "state" / "driver.json"
