@@ -34,9 +34,8 @@ def begin(root: Path) -> None:
     if (dead := lease.read(file)) and not lease.alive(file):
         stopped = _stop_processes(root, dead["token"]) + slurm.cancel(root)
         if stopped:
-            print(
-                f"an earlier driver died here: {stopped} jobs that it left were stopped and go on now", file=sys.stderr
-            )
+            text = f"a driver died here earlier; {stopped} jobs that it left were stopped, and their runs go on now"
+            print(text, file=sys.stderr, flush=True)
     mine = lease.Lease(file, "this folder's workflow")
     _held.append(mine.__enter__())
     os.environ["SANDGLASS_DRIVER"] = mine.token  # jobs inherit it and write it in their leases

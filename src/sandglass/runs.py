@@ -147,8 +147,15 @@ class RunFolder:
             gone = self.state / name
             shutil.rmtree(gone, ignore_errors=True) if gone.is_dir() else gone.unlink(missing_ok=True)
 
+    def log(self, text: str) -> None:
+        """Add to state/<stage>/<run>/log.txt, which holds all attempts; Snakemake's own log holds the last one."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError), (self.state / "log.txt").open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
     def failed(self, problem: Problem) -> None:
         """Leave the reason in status.json: an exit code alone does not survive the scheduler."""
+        self.log(problem.screen())
         with contextlib.suppress(OSError):
             write_json(self.state / "status.json", problem.record())
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sandglass import slurm
 from sandglass.config import Params
 from sandglass.errors import PERMANENT, Exit, Problem
 from sandglass.runs import RunFolder, read_json, write_atomic, write_json
@@ -41,6 +43,11 @@ def execute(run: Run, params: Params, study: str, root: Path, say: Say, attempt:
 
 def _lead(run: Run, folder: RunFolder, params: Params, say: Say, attempt: int, tell: Callable[[bool], bool]) -> None:
     """What the process that writes does; `tell` says to the others whether there is something to do."""
+
+    def told(text: str) -> None:
+        say(text)
+        folder.log(text)
+
     if folder.done() or folder.restore():
         tell(False)
         say(f"{run.key}: done already")
@@ -59,16 +66,18 @@ def _lead(run: Run, folder: RunFolder, params: Params, say: Say, attempt: int, t
                     fix=f"sandglass {key.replace('/', ' ')}",
                 )
     with folder.lease():
+        job = f", job {slurm.this_job()}" if slurm.this_job() else ""
+        folder.log(f"{run.key}: begins on {socket.gethostname()}, process {os.getpid()}{job}")
         try:
             tell(True)
-            _STAGES[run.stage](run, folder, params, say)
+            _STAGES[run.stage](run, folder, params, told)
         except Problem as problem:
             folder.failed(problem)
             raise
         except OSError as error:
             folder.failed(Problem.of(error))
             raise
-    say(f"{run.key}: done")
+        told(f"{run.key}: done")
 
 
 def _processes() -> int:

@@ -8,4 +8,4 @@ rule data:
     conda:
         "../../envs/report.yaml"
     shell:
-        "sandglass data {wildcards.run} {params.call} &>> {log}"
+        "sandglass data {wildcards.run} {params.call} &> {log}"

@@ -12,7 +12,7 @@ rule probe:
     conda:
         "../../envs/train.yaml"
     shell:
-        "sandglass probe {wildcards.run} {params.call} --attempt {resources.attempt} &>> {log}"
+        "sandglass probe {wildcards.run} {params.call} --attempt {resources.attempt} &> {log}"
 
 
 rule finetune:
@@ -30,7 +30,7 @@ rule finetune:
     conda:
         "../../envs/train.yaml"
     shell:
-        "{params.launch} finetune {wildcards.run} {params.call} --attempt {resources.attempt} &>> {log}"
+        "{params.launch} finetune {wildcards.run} {params.call} --attempt {resources.attempt} &> {log}"
 
 
 rule attack:
@@ -47,4 +47,4 @@ rule attack:
     conda:
         "../../envs/train.yaml"
     shell:
-        "sandglass attack {wildcards.run} {params.call} --attempt {resources.attempt} &>> {log}"
+        "sandglass attack {wildcards.run} {params.call} --attempt {resources.attempt} &> {log}"

@@ -13,4 +13,4 @@ rule pretrain:
     conda:
         "../../envs/train.yaml"
     shell:
-        "{params.launch} pretrain {wildcards.run} {params.call} --attempt {resources.attempt} &>> {log}"
+        "{params.launch} pretrain {wildcards.run} {params.call} --attempt {resources.attempt} &> {log}"

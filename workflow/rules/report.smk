@@ -11,4 +11,4 @@ rule report:
     conda:
         "../../envs/report.yaml"
     shell:
-        "sandglass report {params.run} {params.call} &>> {log}"
+        "sandglass report {params.run} {params.call} &> {log}"
