@@ -1,9 +1,9 @@
-# make demo | test | lint; each sets up what it needs, in .venv. PYTHON=python3.12 make demo chooses another.
+# make demo | test | bench | lint; each sets up what it needs, in .venv. PYTHON=python3.12 make demo chooses another.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test lint schema
+.PHONY: help setup demo test bench lint schema
 
 help:  ## these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
@@ -23,6 +23,9 @@ demo: setup  ## the whole chain on handwritten digits, a few minutes on two core
 
 test: setup  ## every test
 	$(BIN)/python -m pytest
+
+bench: setup  ## what a study of 10,000 runs costs before its first job
+	$(BIN)/python benchmarks/scale.py
 
 lint: setup  ## formatter, linter, types, workflow
 	ruff format --check src tests benchmarks
