@@ -72,7 +72,7 @@ class Lease:
                     pass
                 if (theirs := read(self.file)) is None:
                     continue
-                if not alive(self.file):
+                if not alive(self.file) or _given_up(theirs):
                     bury(self.file, theirs["token"])
                 elif _ending(theirs) and time.monotonic() < end:
                     time.sleep(1)
@@ -101,19 +101,16 @@ def read(file: Path) -> dict[str, Any] | None:
 
 
 def alive(file: Path) -> bool:
-    """Whether the holder may still write: known exactly on the same machine, else from the scheduler and heartbeat."""
+    """Whether the holder may still write: known exactly on the same machine, by its heartbeat elsewhere."""
     holder = read(file)
     if holder is None:
         return False
     if holder["host"] == socket.gethostname():
         return holder["boot"] == _boot() and _pid_started(holder["pid"]) == holder["pid_started"] is not None
-    if holder["job"] and holder["job"] == slurm.this_job():
-        return False  # an earlier start of this very job, on a node that SLURM has given up
     try:
-        silent = time.time() - file.stat().st_mtime
+        return time.time() - file.stat().st_mtime < LEASE_SECONDS
     except FileNotFoundError:
         return False
-    return silent < LEASE_SECONDS and slurm.job_state(holder["job"]) in (None, "RUNNING", "COMPLETING", "SUSPENDED")
 
 
 def bury(file: Path, token: str) -> None:
@@ -135,6 +132,15 @@ def _me() -> dict[str, Any]:
         "job": slurm.this_job(),
         "driver": os.environ.get("SANDGLASS_DRIVER", ""),
     }
+
+
+def _given_up(holder: dict[str, Any]) -> bool:
+    """Whether SLURM has given up the job of a holder on another machine: no need to wait for its heart to stop."""
+    if not holder["job"] or holder["host"] == socket.gethostname():
+        return False
+    if holder["job"] == slurm.this_job():
+        return True  # an earlier start of this very job, on a node that was lost
+    return slurm.job_state(holder["job"]) not in (None, "RUNNING", "COMPLETING", "SUSPENDED")
 
 
 def _ending(holder: dict[str, Any]) -> bool:
