@@ -133,7 +133,7 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
         frozen=frozen, lr_scales=scales, each_epoch=validate if has_val else None,
     )  # fmt: skip
     _fit(run, folder, params, task, say)
-    np.save(folder.results / "labelled.npy", np.asarray(index))
+    _save_arrays(folder.results / "labelled.npz", index=np.asarray(index))
     _export(folder, encoder, s)
     _finish_training(folder, classify(encoder, packed, "test", s["size"], device), task)
 

@@ -44,7 +44,8 @@ def needs(stage):
 
 
 onsuccess:
-    shell("sandglass publish || true")  # tracking must not fail a study
+    if os.environ.get("SANDGLASS_TRACKING") != "off":
+        shell("sandglass publish || true")  # tracking must not fail a study
 
 
 onerror:
