@@ -16,6 +16,4 @@ here = (p.info for p in psutil.process_iter(["cmdline", "cwd"]) if p.info["cwd"]
 sys.exit(not any("snakemake" in word for p in here for word in (p["cmdline"] or [])[:2]))'
 if [ -n "$(ls -A .snakemake/locks 2>/dev/null)" ] && ! python -c "$alive"; then snakemake --quiet all --unlock; fi
 
-# A dvc that is killed takes its Snakemake with it, where the system can do that (Linux).
-if command -v setpriv >/dev/null; then set -- setpriv --pdeathsig INT; else set --; fi
-exec "$@" snakemake --quiet rules -- "$target"
+exec snakemake --quiet rules -- "$target"

@@ -1,7 +1,7 @@
 """The report's numbers as small files for programs that compare versions of a study (`dvc metrics`, `dvc plots`).
 
-metrics.json has the mean of every row of the main tables, accuracy.csv a row per seed, curves/ the training loss of each
-experiment, mean over its seeds. Rows are called by the same words whatever else the study holds, so that they match.
+metrics.json has the mean of every row of the main tables, accuracy.csv a row per seed, curves/ the training loss of
+each experiment, mean over its seeds. Rows are called by the same words whatever else the study holds: they match.
 """
 
 from __future__ import annotations
