@@ -36,7 +36,7 @@ studies:
     attack: {attack: [fgsm], images: 16}
     views: {baseline: {hflip: 0.0}}
     objectives: {byol: {hidden: 32, out: 16}}
-    attacks: {fgsm: {epsilons: [0.0, 1.0]}}
+    attacks: {fgsm: {epsilons: [0.0, 1.0]}, pgd: {epsilons: [0.0, 1.0], steps: 1}}
 """
 PARTS = ("Snakefile", "workflow", "profiles", "slurm", "envs", "src", "dvc.yaml", ".dvcignore", ".gitignore")
 EVERY = {"data": 1, "pretrain": 1, "probe": 1, "finetune": 1, "attack": 1, "report": 1}
@@ -402,5 +402,5 @@ def test_the_cluster_profile_comes_from_the_environment(told: dict[str, str], te
     before = (telling.folder / "dvc.lock").read_text()
     telling.change("log_every_steps: 1", "log_every_steps: 2")
     text = telling.run(next(command for command in told if "slurm" in command))
-    assert text.count("Using profile slurm") == text.count("Nothing to be done") == len(EVERY), text
+    assert text.count("Using profiles slurm and") == text.count("Nothing to be done") == len(EVERY), text
     assert (telling.folder / "dvc.lock").read_text() == before.replace("log_every_steps: 1", "log_every_steps: 2")
