@@ -14,15 +14,35 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from sandglass import lease, slurm
+from sandglass.errors import Exit, Problem
+from sandglass.runs import RunFolder
+from sandglass.study import Run
 
 _held: list[lease.Lease] = []  # for as long as this process is a driver
 
 
-def clear_lock(root: Path) -> None:
-    """Remove the lock of Snakemake when the driver that took it is known to be dead."""
+def prepare(root: Path, runs: Iterable[Run]) -> None:
+    """Before Snakemake looks at the folder: the lock of a dead driver goes, and every result that is there is whole.
+
+    Snakemake goes by result.json alone, and DVC would record a damaged folder as the new truth. Raises Problem R-113
+    (65) for results whose other files are missing or cut.
+    """
+    damaged = [run for run in runs if run.stage != "report" and (root / "results" / run.result).exists()]
+    damaged = [run for run in damaged if not RunFolder(root, run).done()]
+    if damaged:
+        raise Problem(
+            "R-113",
+            Exit.CONTENT,
+            f"{len(damaged)} of the results are not whole",
+            where="\n".join(f"results/{run.folder}" for run in damaged[:6]) + "\n..." * (len(damaged) > 6),
+            why="files that result.json lists are missing or have another size",
+            fix="`dvc checkout` brings recorded results back; or remove these folders to compute them again",
+            kept="everything",
+        )
     file = _file(root)
     if file.exists() and not lease.alive(file):
         shutil.rmtree(root / ".snakemake" / "locks", ignore_errors=True)

@@ -173,7 +173,7 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     )  # fmt: skip
     if not _fit(run, folder, params, task, say):
         return
-    np.save(folder.results / "labelled.npy", np.asarray(index))
+    _save_arrays(folder.results / "labelled.npz", index=np.asarray(index))
     _export(folder, encoder, s)
     _finish_training(folder, classify(encoder, packed, "test", s["size"], device), task)
 

@@ -212,24 +212,3 @@ def test_slurm_profile_is_found_and_plans(workplace, command):
     done = command(workplace, "snakemake", "--profile", "slurm", "-n")
     assert executed(done) == RUNS
     assert Path(workplace / "slurm" / "config.yaml").is_file()
-
-
-def test_dvc_records_what_snakemake_made(built, command, repo):
-    import shutil
-
-    # DVC wants every section that dvc.yaml names to be in the file; the shipped params.yaml has them all
-    sections = ("data", "backbones", "pretrain", "probe", "finetune", "attack", "report")
-    sections += ("objectives", "views", "auxiliary", "probes", "attacks")
-    (built / "params.yaml").write_text(TOY + "".join(f"{section}: {{}}\n" for section in sections))
-    shutil.copy(repo / "dvc.yaml", built)
-    shutil.copy(repo / ".dvcignore", built)
-    command(built, "git", "init", "-q")
-    command(built, "dvc", "init", "-q")
-    done = command(built, "dvc", "repro")
-    assert (
-        "Error" not in done.stderr
-        and done.stdout.count("Nothing to be done") + done.stderr.count("Nothing to be done") == 6
-    )
-    assert "up to date" in command(built, "dvc", "status").stdout
-    assert "didn't change" in command(built, "dvc", "repro").stdout
-    assert executed(command(built, "snakemake", "-n")) == 0

@@ -1,6 +1,7 @@
 # The plan, and the words that all rules share. A run path names what it computes, so inputs are `ancient`: results
 # decide by being there, never by file times.
 
+import os
 from pathlib import Path
 
 from sandglass import driver
@@ -13,11 +14,11 @@ try:
     SETTINGS = load(Path(PARAMS))
     STUDY = config.get("study", SETTINGS.study)
     RUNS = {run.key: run for run in plan(SETTINGS, STUDY)}
+    if workflow.is_main_process:
+        driver.prepare(Path(), RUNS.values())
 except Problem as problem:
     sys.exit(problem.screen())
 REPORT = next(run for run in RUNS.values() if run.stage == "report")
-if workflow.is_main_process:
-    driver.clear_lock(Path())
 CALL = f"--params {PARAMS} --study {STUDY}"
 
 
@@ -67,7 +68,8 @@ onstart:
 
 onsuccess:
     driver.end()
-    shell("sandglass publish || true")  # tracking must not fail a study
+    if os.environ.get("SANDGLASS_TRACKING") != "off":
+        shell("sandglass publish || true")  # tracking must not fail a study
 
 
 onerror:

@@ -21,7 +21,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sandglass.report import figures, published, words
+from sandglass.report import figures, numbers, published, words
 from sandglass.report.collect import arrays, collect, history, missing, write_csv
 from sandglass.report.experiments import (
     Experiment,
@@ -75,7 +75,7 @@ class Section:
 def write(
     root: Path, study: dict[str, Any], runs: list[dict[str, Any]], folder: Path, provenance: dict[str, Any]
 ) -> Path:
-    """Write results.csv and index.html into `folder`; the path of the page.
+    """Write results.csv, the files of `numbers` and index.html into `folder`; the path of the page.
 
     `root` holds results/; `study` has name, title, about, published, seeds; `runs` are in plan order, each with stage,
     name, seed, settings, needs, columns and done. Raises Problem, see `collect` and `published.answers`.
@@ -107,6 +107,7 @@ def write(
         texts=texts,
     )
     write_csv(frame, folder / "results.csv")
+    numbers.write(root / "results", page.stages, folder)
     write_atomic(folder / "index.html", text)
     return folder / "index.html"
 

@@ -144,7 +144,8 @@ def test_the_table_beside_it_is_the_collected_one(page: tuple[Path, Parsed], stu
     frame = collect(study.root, [f"{run['stage']}/{run['name']}" for run in study.runs])
     assert list(table.columns) == list(frame.columns)
     np.testing.assert_array_equal(table.value, frame.value)
-    assert sorted(file.name for file in page[0].parent.iterdir()) == ["index.html", "results.csv"]
+    names = ["accuracy.csv", "curves", "index.html", "metrics.json", "results.csv"]
+    assert sorted(file.name for file in page[0].parent.iterdir()) == names
 
 
 def probed(study: Any, data: str = "digits", **columns: Any) -> None:
