@@ -207,7 +207,7 @@ def test_a_damaged_folder_is_not_recorded_and_the_message_brings_it_back(changin
     locked = (changing.folder / "dvc.lock").read_bytes()
     model.unlink()
     text = changing.run("dvc repro", fails=True)
-    assert f"damaged      pretrain/{model.parent.name}" in text and "dvc checkout" in text
+    assert "error R-113" in text and f"results/pretrain/{model.parent.name}" in text and "dvc checkout" in text
     assert (changing.folder / "dvc.lock").read_bytes() == locked
     changing.run("dvc checkout")
     changing.has_nothing_to_do()

@@ -17,7 +17,8 @@ try:
     if workflow.is_main_process:
         driver.prepare(Path(), RUNS.values())
 except Problem as problem:
-    sys.exit(problem.screen())
+    print(problem.screen(), file=sys.stderr)
+    sys.exit(int(problem.exit))
 REPORT = next(run for run in RUNS.values() if run.stage == "report")
 CALL = f"--params {PARAMS} --study {STUDY}"
 
