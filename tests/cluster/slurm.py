@@ -57,8 +57,8 @@ MinJobAge=300
 SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 RealMemory=10000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2 RealMemory=10000
-PartitionName=main Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=60
-PartitionName=urgent Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=60
+PartitionName=main Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
+PartitionName=urgent Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF
 """
 STORAGE = """\
 AccountingStorageHost=127.0.0.1
@@ -135,7 +135,12 @@ class Slurm:
         user = f"--user={getpass.getuser()}"
         install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", user, "--skip-test-db"]
         subprocess.run(install, check=True, capture_output=True)
-        listen = [f"--port={words['sql']}", "--bind-address=127.0.0.1", "--skip-name-resolve", f"--socket={self.folder}/sql.socket"]
+        listen = [
+            f"--port={words['sql']}",
+            "--bind-address=127.0.0.1",
+            "--skip-name-resolve",
+            f"--socket={self.folder}/sql.socket",
+        ]
         self._daemon("mariadbd", "--no-defaults", f"--datadir={data}", user, f"--init-file={init}", *listen)
         until(lambda: _listens(words["sql"]), 60, "MariaDB")
         conf = self.folder / "slurmdbd.conf"
@@ -153,7 +158,7 @@ class Slurm:
     def _daemon(self, program: str, *words: object, name: str = "") -> None:
         """In the foreground, and dead when this process is: nothing stays if pytest itself is killed."""
         line = ["setpriv", "--pdeathsig", "KILL", _program(program), *map(str, words)]
-        environment = {**self.environment, "SLURM_CONF": f"{self.folder}/slurm.conf"}
+        environment = {**self.environment, "SLURM_CONF": f"{self.folder}/slurm.conf", "SLURMD_NODENAME": name}
         with (self.folder / f"{name or program}.out").open("ab") as out:
             self.daemons[name or program] = subprocess.Popen(
                 line, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
@@ -177,16 +182,11 @@ class Slurm:
         return found
 
     def fail_node(self, node: str) -> None:
-        """The machine dies: its slurmd, its step daemons and everything they run, at once."""
-        slurmd = self.daemons.pop(node)
-        marks = [p for p in self.processes() if f"SLURMD_NODENAME={node}" in _environment(p)]
-        steps = [p for p in self.processes(f"spool-{node}")] + psutil.Process(slurmd.pid).children(recursive=True)
-        _kill([psutil.Process(slurmd.pid), *steps, *marks])
-        slurmd.wait()
-
-    def jobs(self) -> str:
-        """Jobs that are waiting or running."""
-        return self("squeue", "-h", "-o", "%i %T %k")
+        """The machine dies: its slurmd, its step daemons and everything they run, with no last word from any."""
+        everything = self.processes(f"SLURMD_NODENAME={node}")
+        _signal(everything, signal.SIGSTOP)
+        _signal(everything, signal.SIGKILL)
+        self.daemons.pop(node).wait()
 
     def stop(self) -> None:
         with contextlib.suppress(Exception):
@@ -196,7 +196,8 @@ class Slurm:
         for daemon in self.daemons.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 daemon.wait(10)
-        _kill(self.processes())
+        _signal(left := self.processes(), signal.SIGKILL)
+        psutil.wait_procs(left, timeout=10)
 
 
 @contextlib.contextmanager
@@ -234,18 +235,10 @@ def until(true: Callable[[], object], seconds: float, what: str) -> None:
         time.sleep(0.2)
 
 
-def _kill(processes: list[psutil.Process]) -> None:
+def _signal(processes: list[psutil.Process], number: int) -> None:
     for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(processes, timeout=10)
-
-
-def _environment(process: psutil.Process) -> str:
-    try:
-        return "\n".join(f"{k}={v}" for k, v in process.environ().items())
-    except (psutil.Error, OSError):
-        return ""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def _found(name: str) -> str | None:
