@@ -171,19 +171,22 @@ class Slurm:
         assert done.returncode == 0, f"{' '.join(line)}: {done.stderr}"
         return done.stdout
 
-    def processes(self, *marks: str) -> list[psutil.Process]:
-        """Every process of this cluster that has all `marks` in its environment or command line."""
+    def processes(self, mark: str = "") -> list[psutil.Process]:
+        """Every process of this cluster that has `mark` in its environment, command line or (a step daemon) log."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                text = " ".join(process.cmdline()) + "".join(f"\0{k}={v}" for k, v in process.environ().items())
-                if all(mark in text for mark in (str(self.folder), *marks)) and process.pid != os.getpid():
+                words = [*process.cmdline(), *(f"{key}={value}" for key, value in process.environ().items())]
+                if process.name() == "slurmstepd":  # it overwrites both with its title
+                    words += [file.path for file in process.open_files()]
+                text = "\n".join(words)
+                if str(self.folder) in text and mark in text and process.pid != os.getpid():
                     found.append(process)
         return found
 
     def fail_node(self, node: str) -> None:
         """The machine dies: its slurmd, its step daemons and everything they run, with no last word from any."""
-        everything = self.processes(f"SLURMD_NODENAME={node}")
+        everything = self.processes(f"SLURMD_NODENAME={node}") + self.processes(f"slurmd-{node}.log")
         _signal(everything, signal.SIGSTOP)
         _signal(everything, signal.SIGKILL)
         self.daemons.pop(node).wait()

@@ -104,7 +104,7 @@ def test_a_training_whose_node_dies_goes_on_elsewhere(place: Place) -> None:
     assert "resumed at step" in place.log()
 
 
-@at_the_same_time(**{"    runtime: 1440\n": "    runtime: 1\n" + TWO_CPUS, "retries: 2": "retries: 9"})
+@at_the_same_time(**{"    runtime: 1440\n": "    runtime: 1\n" + TWO_CPUS, "retries: 5": "retries: 9"})
 def test_a_training_stops_before_its_time_limit_and_goes_on(place: Place) -> None:
     driver = place.start("phase_pretrain")
     place.finish(driver)
