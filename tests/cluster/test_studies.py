@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from tests.workflow.conftest import TOY
-
+from ..workflow.conftest import TOY
 from .conftest import TRAINING, Place
 from .slurm import until
 
