@@ -40,6 +40,12 @@ class Place:
         (root / "slurm").mkdir()
         (root / "slurm" / "config.yaml").write_text(text)
 
+    def call(self, *words: str) -> str:
+        """What a command prints that ends by itself."""
+        return subprocess.run(
+            words, cwd=self.root, env=self.cluster.environment, stdout=subprocess.PIPE, check=True, text=True
+        ).stdout
+
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """What a person types, with what more they type, in the background; driver.log grows."""
         with (self.root / "driver.log").open("ab") as log:
@@ -77,7 +83,8 @@ class Place:
 
     def log(self) -> str:
         """What the one pretrain run said, in all its attempts."""
-        return "".join(path.read_text() for path in self.root.glob("logs/pretrain/*.log"))
+        (file,) = self.root.glob("state/pretrain/*/log.txt")
+        return file.read_text()
 
     def has_saved(self) -> bool:
         """Whether the pretrain run has a checkpoint to go on from."""

@@ -5,7 +5,6 @@ These tests mostly wait, so they run at the same time on one cluster; each train
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -44,7 +43,7 @@ def calm(cluster, repo, tmp_path_factory) -> Path:
     """The same run outside SLURM, undisturbed, with the same number of threads."""
     place = Place(tmp_path_factory.mktemp("calm"), repo, cluster)
     for stage in ("data", "pretrain"):
-        subprocess.run(["sandglass", stage], cwd=place.root, env=cluster.environment, check=True, capture_output=True)
+        place.call("sandglass", stage)
     return place.training()
 
 
@@ -58,6 +57,7 @@ def outcomes(request, cluster, calm, repo, tmp_path_factory) -> Iterator[dict[st
         scenario(place)
         for file in BITS:
             assert (place.training() / file).read_bytes() == (calm / file).read_bytes(), f"{file} differs"
+        assert "is being written by another" not in place.log() + place.said(), "there was a second writer"
 
     with ThreadPoolExecutor(3) as pool:
         yield {name: pool.submit(play, name) for name in chosen}

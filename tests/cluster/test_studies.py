@@ -3,18 +3,30 @@
 import json
 import os
 import subprocess
-import time
 
 import pytest
 
-from ..workflow.conftest import TOY
 from .conftest import TRAINING, Place
 from .slurm import until
 
 pytestmark = pytest.mark.cluster
 
-SMALL = TOY.replace("seeds: [0, 1]", "seeds: [0]").replace("[none, drloc+masked_embedding]", "none")
-ONE_OF_EACH = SMALL.replace("[knn, linear], init: [pretrained, random]", "knn").replace(
+SMALL = """\
+study: toy
+engine: {device: cpu, checkpoint_minutes: 0}
+studies:
+  toy:
+    data: digits
+    size: 32
+    backbone: toy
+    seeds: [0]
+    pretrain: {objective: byol, epochs: 2, batch_size: 128, warmup_epochs: 1}
+    probe: {probe: [knn, linear], init: [pretrained, random]}
+    finetune: {init: [scratch, pretrained], labels: 0.1, views: plain, epochs: 2, batch_size: 32, warmup_epochs: 0}
+    attack: {attack: fgsm, images: 64}
+    objectives: {byol: {hidden: 32, out: 16}}
+"""
+ONE_OF_EACH = SMALL.replace("probe: [knn, linear], init: [pretrained, random]", "probe: knn").replace(
     "[scratch, pretrained]", "scratch"
 )
 IN_JOBS = ("pretrain", "probe", "finetune", "attack")
@@ -27,14 +39,7 @@ def place(tmp_path, repo, cluster):
 
 def complete(place: Place, *words: str) -> None:
     """Every planned result is there; what computes was done by SLURM, packing and the report were not."""
-    listed = subprocess.run(
-        ["sandglass", "plan", "--json", *words],
-        cwd=place.root,
-        env=place.cluster.environment,
-        capture_output=True,
-        check=True,
-    )
-    runs = json.loads(listed.stdout)
+    runs = json.loads(place.call("sandglass", "plan", "--json", *words))
     assert runs and all(run["done"] for run in runs)
     jobs = place.jobs()
     assert {job["state"] for job in jobs} == {"COMPLETED"}
@@ -48,20 +53,12 @@ def test_toy_study_without_accounting(place):
     place.finish(place.start("--verbose"))
     complete(place)
     assert "command=squeue" in place.said()
-    assert (
-        "Nothing to be done"
-        in subprocess.run(
-            ["snakemake", "--profile", "slurm", "-n"],
-            cwd=place.root,
-            env=place.cluster.environment,
-            capture_output=True,
-            text=True,
-        ).stderr
-    )
+    assert "Nothing to be done" in place.call("snakemake", "--profile", "slurm", "-n")
 
 
 def test_toy_study_with_accounting(tmp_path, repo, accounted):
-    place = Place(tmp_path, repo, accounted, ONE_OF_EACH)
+    named = {"# slurm_account: NAME": "slurm_account: lab", "# slurm_partition: NAME": "slurm_partition: main"}
+    place = Place(tmp_path, repo, accounted, ONE_OF_EACH, **named)
     place.finish(place.start("--verbose"))
     complete(place)
     assert "command=sacct" in place.said()
@@ -104,40 +101,38 @@ def test_a_permanent_error_is_attempted_once(tmp_path, repo, cluster):
     place = Place(tmp_path, repo, cluster, params, **{"retries: 5": "retries: 1"})
     place.finish(place.start("phase_pretrain"), code=1)
     assert "T-103" in place.log() and "T-103" in place.said(), "the person reads why"
-    assert place.log().count("step 1 of") == 1, "trained once"
+    assert place.log().count("begins on") == 1, "trained once"
     assert [job["state"] for job in place.jobs()] == ["FAILED"] * 2, "Snakemake cannot know, so the run itself refuses"
 
 
-def test_one_job_of_two_tasks_on_two_nodes_trains_data_parallel(tmp_path, repo, cluster):
+def test_one_job_of_two_tasks_on_two_nodes_trains_data_parallel(tmp_path_factory, repo, cluster):
     params = TRAINING.replace("epochs: 70", "epochs: 2").replace("log_every_steps: 5", "log_every_steps: 1")
-    spread = "    runtime: 1440\n    tasks: 2\n    nodes: 2\n    mpi: srun\n"
+    spread = {"    runtime: 1440\n": "    runtime: 1440\n    tasks: 2\n    nodes: 2\n    mpi: srun\n"}
     place = Place(
-        tmp_path, repo, cluster, params, **{"    runtime: 1440\n": spread, "  pretrain: 2\n": "  pretrain: 1\n"}
+        tmp_path_factory.mktemp("two"), repo, cluster, params, **spread, **{"  pretrain: 2\n": "  pretrain: 1\n"}
     )
     place.finish(place.start("phase_pretrain"))
     (job,) = place.jobs("pretrain")
     assert (job["state"], job["nodes"], job["on"]) == ("COMPLETED", "2", "n[1-2]")
     for node in ("n1", "n2"):
         assert f"launch task StepId={job['id']}.0" in (cluster.folder / f"slurmd-{node}.log").read_text()
-    two = [json.loads(line) for line in (place.training() / "metrics.jsonl").read_text().splitlines()]
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    (alone / "params.yaml").write_text(params)
+    assert json.loads((place.training() / "run.json").read_text())["derived"]["processes"] == 2
+    alone = Place(tmp_path_factory.mktemp("one"), repo, cluster, params)
     for stage in ("data", "pretrain"):
-        subprocess.run(["sandglass", stage], cwd=alone, env=cluster.environment, check=True, capture_output=True)
-    (metrics,) = alone.glob("results/pretrain/*/metrics.jsonl")
-    one = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [row["step"] for row in two] == [row["step"] for row in one]
-    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-4), "the first loss is of the same images and weights"
-
-
-def test_a_plan_needs_no_slurm(tmp_path, repo, place):
-    """The profile asks the scheduler which status command to take; where there is none, planning works all the same."""
-    environment = {**place.cluster.environment, "PATH": os.environ["PATH"], "SLURM_CONF": str(tmp_path / "none")}
-    began = time.monotonic()
-    done = subprocess.run(
-        ["snakemake", "--profile", "slurm", "-n"], cwd=place.root, env=environment, capture_output=True, text=True
+        alone.call("sandglass", stage)
+    two, one = (
+        [json.loads(line) for line in (each.training() / "metrics.jsonl").read_text().splitlines()]
+        for each in (place, alone)
     )
+    assert [row["step"] for row in two] == [row["step"] for row in one]
+    for ours, theirs in zip(two[:3], one[:3], strict=True):  # later steps amplify the rounding of sums
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+def test_a_plan_needs_no_slurm(place):
+    """The profile asks the scheduler how to submit; where there is none, planning works all the same."""
+    environment = {**place.cluster.environment, "PATH": os.environ["PATH"]}
+    words = ["snakemake", "--profile", "slurm", "-n"]
+    done = subprocess.run(words, cwd=place.root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "pretrain" in done.stdout + done.stderr
-    assert time.monotonic() - began < 60
+    assert "pretrain" in done.stdout
