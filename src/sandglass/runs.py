@@ -123,6 +123,8 @@ class RunFolder:
 
     def finish(self, rows: list[dict[str, Any]], **facts: Any) -> None:
         """Write result.json, last. `rows` are tidy numbers; every other file is listed with its sha256."""
+        if (samples := self.state / "system.jsonl").exists():
+            write_atomic(self.results / samples.name, samples.read_bytes())
         files = [file for file in sorted(self.results.rglob("*")) if file.is_file() and not file.name.startswith(".")]
         listed = {
             str(file.relative_to(self.results)): {"bytes": file.stat().st_size, "sha256": sha256(file)}
@@ -131,7 +133,7 @@ class RunFolder:
         }
         write_json(self.result, {"format": 1, "rows": rows, "files": listed, **facts})
         write_json(self.state / "status.json", {"exit": 0, "text": "done"})
-        for name in ("checkpoints", "metrics.jsonl"):  # what a finished run will not need again
+        for name in ("checkpoints", "metrics.jsonl", "system.jsonl"):  # what a finished run will not need again
             gone = self.state / name
             shutil.rmtree(gone, ignore_errors=True) if gone.is_dir() else gone.unlink(missing_ok=True)
 

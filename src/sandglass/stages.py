@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sandglass.config import Params
+from sandglass.engine.system import sampled
 from sandglass.errors import Exit, Problem
 from sandglass.runs import RunFolder, read_json, write_atomic, write_json
 from sandglass.study import Run, plan
@@ -34,7 +35,7 @@ def execute(run: Run, params: Params, study: str, root: Path, say: Say) -> None:
                     f"{run.key} needs {key}, which is not done",
                     fix=f"sandglass {key.replace('/', ' ')}",
                 )
-    with folder.lease(), _recorded(folder):
+    with folder.lease(), _recorded(folder), sampled(folder.state / "system.jsonl"):
         _STAGES[run.stage](run, folder, params, say)
     say(f"{run.key}: done")
 
