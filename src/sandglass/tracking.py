@@ -116,7 +116,7 @@ def _follow(root: Path, alive: Callable[[], bool]) -> None:
             quiet = time.monotonic()
         if time.monotonic() - quiet >= patience:
             return
-        time.sleep(max(pause, 4 * (time.monotonic() - began)))  # ten thousand folders do not keep a core busy
+        time.sleep(max(pause, time.monotonic() - began))  # ten thousand folders do not keep a core busy
 
 
 def _active(root: Path) -> bool:
@@ -292,8 +292,10 @@ class _Mirror:
             "sandglass.run": run.key,
             "sandglass.folder": self.folder,
             "sandglass.needs": ", ".join(run.needs)[:5000],
-            "git.commit": facts["git"].get("commit", ""),
             "mlflow.user": getpass.getuser(),
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": f"sandglass {run.stage} {run.name}",  # the command that makes it
+            "mlflow.source.git.commit": facts["git"].get("commit", ""),
         }
         parent = next((key for key in reversed(run.needs) if not key.startswith("data/")), None)
         if parent and run.stage != "report" and (above := self.known.get(parent)):
@@ -327,7 +329,7 @@ class _Mirror:
             facts = read_json(info)
             source = json.dumps({"uri": f"results/{key}"})
             profile = json.dumps({"counts": facts["counts"]})
-            data = Dataset(facts["name"], facts["fingerprint"][:36], "local", source, profile=profile)
+            data = Dataset(facts["name"], facts["fingerprint"][:8], "local", source, profile=profile)
             self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", run.stage)])])
 
     # -------------------------------------------------------------------- numbers and files
@@ -423,14 +425,14 @@ def _run_of(facts: dict[str, Any]) -> Run:
 
 
 def _title(run: Run) -> str:
-    """A run's name for people: what it does, to what, from what."""
+    """A run's name for people: what differs most comes first, because columns are narrow."""
     say = {**run.columns, "labels": _share(run.columns.get("labels", 1.0))}
     words = {
         "data": ("data set",),
-        "pretrain": ("objective", "backbone", "views"),
-        "probe": ("probe", "backbone", "init", "objective"),
-        "finetune": ("backbone", "init", "objective", "auxiliary", "labels"),
-        "attack": ("attack", "backbone", "init", "objective", "auxiliary", "labels"),
+        "pretrain": ("objective", "views", "backbone"),
+        "probe": ("probe", "init", "objective", "backbone"),
+        "finetune": ("init", "objective", "auxiliary", "labels", "backbone"),
+        "attack": ("attack", "init", "objective", "auxiliary", "labels", "backbone"),
         "report": ("study",),
     }[run.stage]
     told = [str(say[key]) for key in words if say.get(key) not in (None, "", "none")]
