@@ -181,6 +181,7 @@ class _Mirror:
 
     def __init__(self, root: Path) -> None:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody outside learns what is computed here
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds; MLflow's own 120, eight times over,
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # keep a person waiting for a quarter of an hour
         import mlflow
@@ -431,8 +432,8 @@ def _title(run: Run) -> str:
         "data": ("data set",),
         "pretrain": ("objective", "views", "backbone"),
         "probe": ("probe", "init", "objective", "backbone"),
-        "finetune": ("init", "objective", "auxiliary", "labels", "backbone"),
-        "attack": ("attack", "init", "objective", "auxiliary", "labels", "backbone"),
+        "finetune": ("auxiliary", "init", "objective", "labels", "backbone"),
+        "attack": ("attack", "auxiliary", "init", "objective", "labels", "backbone"),
         "report": ("study",),
     }[run.stage]
     told = [str(say[key]) for key in words if say.get(key) not in (None, "", "none")]

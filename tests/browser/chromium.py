@@ -1,4 +1,4 @@
-"""The distribution's Chromium without a window, driven over a pipe: open a page, wait for words, click, take a picture.
+"""The distribution's Chromium without a window, driven over a pipe: open a page, wait for words, take a picture.
 
 The DevTools protocol is JSON between zero bytes, so that forty lines do what a test needs and no driver is installed.
 """
@@ -12,14 +12,11 @@ import subprocess
 import time
 from pathlib import Path
 
-TEXT = """[document, ...[...document.querySelectorAll("iframe")].map(f => f.contentDocument)]
-    .map(d => d && d.body ? d.body.innerText : "").join("\\n")"""
-CLICK = """(wanted => {
-    const shown = e => e.getClientRects().length && e.innerText && e.innerText.trim() === wanted;
-    const found = [...document.querySelectorAll("button, a, [role], span, div, label")].filter(shown);
-    if (found.length) { found[found.length - 1].scrollIntoView({block: "center"}); found[found.length - 1].click(); }
-    return found.length;
-})"""
+TEXT = 'document.body ? document.body.innerText : ""'
+CLOSE = """(found => found && found.click())(
+    document.querySelector('[data-component-id="mlflow.assistant.chat_panel.close"]'))"""
+HIDE = """document.head.appendChild(document.createElement("style")).textContent =
+    ".modebar-container { display: none }" """  # a chart's tools, which show under a mouse, and there is none
 
 
 class Chromium:
@@ -31,7 +28,8 @@ class Chromium:
         theirs_in, self.out = os.pipe()
         self.inp, theirs_out = os.pipe()
         words = [program, "--headless=new", "--no-sandbox", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
-        words += ["--disable-dev-shm-usage", "--disable-gpu", "--no-first-run", "--no-proxy-server", "about:blank"]
+        words += ["--disable-dev-shm-usage", "--disable-gpu", "--no-first-run", "--no-proxy-server"]
+        words += ["--disable-features=IsolateSandboxedIframes", "--disable-site-isolation-trials", "about:blank"]
         wired = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self.process = subprocess.Popen(
             ["bash", "-c", wired, "bash", *words], pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL
@@ -73,8 +71,8 @@ class Chromium:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
 
-    def run(self, script: str) -> object:
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+    def run(self, script: str, **where: object) -> object:
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, **where)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -84,7 +82,12 @@ class Chromium:
 
     def text(self) -> str:
         """All that can be read, in frames too."""
-        return str(self.run(TEXT))
+        tree = self.call("Page.getFrameTree")["frameTree"]
+        text = str(self.run(TEXT))
+        for child in tree.get("childFrames", []):  # a sandboxed frame shows nothing to the page around it
+            world = self.call("Page.createIsolatedWorld", frameId=child["frame"]["id"])["executionContextId"]
+            text += "\n" + str(self.run(TEXT, contextId=world))
+        return text
 
     def wait(self, *words: str, seconds: float = 60) -> str:
         """The text, once it has all of these words."""
@@ -97,14 +100,12 @@ class Chromium:
             assert time.monotonic() < end, f"not on the page: {missing}; it says:\n{text}"
             time.sleep(0.3)
 
-    def click(self, words: str, seconds: float = 30) -> None:
-        """Click the innermost thing that says exactly this."""
-        end = time.monotonic() + seconds
-        while not self.run(f"{CLICK}({json.dumps(words)})"):
-            assert time.monotonic() < end, f"nothing to click says {words!r}; the page says:\n{self.text()}"
-            time.sleep(0.3)
+    def close_assistant(self) -> None:
+        """MLflow opens its chat beside the first page of a new person, and it takes a third of it."""
+        self.run(CLOSE)
 
     def picture(self, file: Path) -> None:
+        self.run(HIDE)
         time.sleep(1)  # for charts that are still moving
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

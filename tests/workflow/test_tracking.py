@@ -195,8 +195,8 @@ def test_names_can_be_read(published):
         "pretrain byol baseline toy seed 0",
         "probe knn pretrained byol toy seed 0",
         "probe knn random toy seed 0",
-        "finetune pretrained byol drloc 10% toy seed 0",
-        "attack fgsm pretrained byol drloc 10% toy seed 0",
+        "finetune drloc pretrained byol 10% toy seed 0",
+        "attack fgsm drloc pretrained byol 10% toy seed 0",
         "report small",
     }
 
