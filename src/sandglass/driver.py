@@ -11,13 +11,12 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from sandglass import lease, slurm
+from sandglass import lease, slurm, tracking
 from sandglass.errors import Exit, Problem
 from sandglass.runs import RunFolder
 from sandglass.study import Run
@@ -59,10 +58,8 @@ def begin(root: Path) -> None:
     mine = lease.Lease(file, "this folder's workflow")
     _held.append(mine.__enter__())
     os.environ["SANDGLASS_DRIVER"] = mine.token  # jobs inherit it and write it in their leases
-    if os.environ.get("SANDGLASS_TRACKING") != "off":
-        words = [sys.executable, "-m", "sandglass.tracking", str(root.resolve()), str(os.getpid())]
-        with (root / "state" / "mlflow.log").open("ab") as log:
-            subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    with contextlib.suppress(OSError):
+        tracking.start(root, os.getpid())
 
 
 def end() -> None:

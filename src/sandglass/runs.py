@@ -132,6 +132,8 @@ class RunFolder:
 
     def finish(self, rows: list[dict[str, Any]], **facts: Any) -> None:
         """Write result.json, last. `rows` are tidy numbers; every other file is listed with its sha256."""
+        if (samples := self.state / "system.jsonl").exists():
+            write_atomic(self.results / samples.name, samples.read_bytes())
         files = [file for file in sorted(self.results.rglob("*")) if file.is_file() and not file.name.startswith(".")]
         listed = {
             str(file.relative_to(self.results)): {"bytes": file.stat().st_size, "sha256": sha256(file)}
@@ -143,7 +145,7 @@ class RunFolder:
         write_json(self.state / self.result.name, whole)
         write_json(self.result, whole)
         (self.state / "status.json").unlink(missing_ok=True)
-        for name in ("checkpoints", "metrics.jsonl"):  # what a finished run will not need again
+        for name in ("checkpoints", "metrics.jsonl", "system.jsonl"):  # what a finished run will not need again
             gone = self.state / name
             shutil.rmtree(gone, ignore_errors=True) if gone.is_dir() else gone.unlink(missing_ok=True)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from sandglass import slurm
 from sandglass.config import Params
+from sandglass.engine.system import sampled
 from sandglass.errors import PERMANENT, Exit, Problem
 from sandglass.runs import RunFolder, read_json, write_atomic, write_json
 from sandglass.study import Run, plan
@@ -70,7 +71,8 @@ def _lead(run: Run, folder: RunFolder, params: Params, say: Say, attempt: int, t
         folder.log(f"{run.key}: begins on {socket.gethostname()}, process {os.getpid()}{job}")
         try:
             tell(True)
-            _STAGES[run.stage](run, folder, params, told)
+            with sampled(folder.state / "system.jsonl"):
+                _STAGES[run.stage](run, folder, params, told)
         except Problem as problem:
             folder.failed(problem)
             raise
