@@ -165,7 +165,7 @@ def test_every_run_is_in_mlflow_with_curves_and_parents(built, command):
     logged = client.get_metric_history(run.info.run_id, "loss")
     assert [(m.step, m.value) for m in logged] == [(r["step"], r["loss"]) for r in rows if "loss" in r]
     parent = client.get_run(run.data.tags["mlflow.parentRunId"])
-    assert parent.data.tags["sandglass.stage"] == "pretrain"
+    assert parent.data.tags["stage"] == "pretrain"
     assert run.data.params["train.epochs"] == "2" and "test/top1" in run.data.metrics
     assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["digits"]
     assert {f.path for f in client.list_artifacts(run.info.run_id, "model")} == {
