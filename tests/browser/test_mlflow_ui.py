@@ -115,7 +115,7 @@ def look(browser, server, repo):
     """look(name, page, words...) -> the text of a page once it says these words; the picture is kept."""
 
     def go(name, page, *words):
-        browser.open(f"{server[1]}/#{page}")
+        browser.open(f"{server[1]}/#{page}{'&' if '?' in page else '?'}workflowType=machine_learning")
         browser.wait(*words)
         browser.close_assistant()
         text = browser.wait(*words)
