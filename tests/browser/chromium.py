@@ -46,7 +46,8 @@ class Chromium:
 
     def __exit__(self, *_: object) -> None:
         self.session = ""
-        self.call("Browser.close")
+        if self.process.poll() is None:
+            self.call("Browser.close")
         self.process.wait(timeout=30)
         os.close(self.inp)
         os.close(self.out)

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import psutil
 import pytest
+import torch
 
 from sandglass import stages, tracking
 from sandglass.config import load
@@ -56,6 +57,7 @@ def study(tmp_path_factory):
     """The study, built and published."""
     root = tmp_path_factory.mktemp("study")
     (root / "params.yaml").write_text(STUDY)
+    torch.set_num_threads(1)  # small steps, and the machine may be busy
     params = load(root / "params.yaml")
     for run in plan(params):
         stages.execute(run, params, params.study, root, say=lambda text: None)
@@ -113,7 +115,7 @@ def look(browser, server, repo):
     """look(name, page, words...) -> the text of a page once it says these words; the picture is kept."""
 
     def go(name, page, *words):
-        browser.open(f"{server[1]}/#{page}")
+        browser.open(f"{server[1]}/#{page}{'&' if '?' in page else '?'}workflowType=machine_learning")
         browser.wait(*words)
         browser.close_assistant()
         text = browser.wait(*words)

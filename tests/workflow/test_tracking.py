@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from sandglass import stages, tracking
 from sandglass.config import load
@@ -52,6 +53,7 @@ def write(root, text):
 
 def build(root, *wanted):
     """Compute runs of these stages, or all, in this process and without MLflow."""
+    torch.set_num_threads(1)  # small steps, and the machine may be busy
     params = load(root / "params.yaml")
     for run in plan(params):
         if run.stage in (wanted or tracking.STAGES):
@@ -273,7 +275,6 @@ def test_every_training_has_its_page_among_the_artefacts(published, tmp_path):
 def test_timm_loads_the_model_from_the_artefacts(published, tmp_path):
     import mlflow
     import timm
-    import torch
     from safetensors.torch import load_file
 
     import sandglass.backbones  # noqa: F401 (registers ours with timm)
