@@ -214,6 +214,9 @@ def running(accounting: bool = False) -> Iterator[Slurm]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)
     cluster = Slurm(folder, accounting)
+    before = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a terminated pytest cleans up like an interrupted
     try:
         cluster.start()
         yield cluster
@@ -222,6 +225,7 @@ def running(accounting: bool = False) -> Iterator[Slurm]:
             print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}")
         raise
     finally:
+        signal.signal(signal.SIGTERM, before)
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -70,6 +70,16 @@ def under_way(place: Place) -> dict[str, str]:
     return place.running("pretrain")
 
 
+@at_the_same_time(**{"    runtime: 1440\n": "    runtime: 1\n" + TWO_CPUS, "retries: 5": "retries: 9"})
+def test_a_training_stops_before_its_time_limit_and_goes_on(place: Place) -> None:
+    driver = place.start("phase_pretrain")
+    place.finish(driver)
+    *stopped, done = [job["state"] for job in place.jobs()]
+    assert stopped and set(stopped) == {"FAILED"}, "each ended by itself: none was stopped by SLURM (TIMEOUT)"
+    assert done == "COMPLETED"
+    assert "resumed at step" in place.log()
+
+
 @at_the_same_time()
 def test_a_cancelled_training_is_resubmitted_and_goes_on(place: Place) -> None:
     driver = place.start("phase_pretrain")
@@ -101,16 +111,6 @@ def test_a_training_whose_node_dies_goes_on_elsewhere(place: Place) -> None:
     place.finish(driver)
     assert [done["state"] for done in place.jobs()] == ["COMPLETED"]
     assert " Restarts=1 " in place.cluster("scontrol", "show", "job", job["id"])
-    assert "resumed at step" in place.log()
-
-
-@at_the_same_time(**{"    runtime: 1440\n": "    runtime: 1\n" + TWO_CPUS, "retries: 5": "retries: 9"})
-def test_a_training_stops_before_its_time_limit_and_goes_on(place: Place) -> None:
-    driver = place.start("phase_pretrain")
-    place.finish(driver)
-    *stopped, done = [job["state"] for job in place.jobs()]
-    assert stopped and set(stopped) == {"FAILED"}, "each ended by itself: none was stopped by SLURM (TIMEOUT)"
-    assert done == "COMPLETED"
     assert "resumed at step" in place.log()
 
 
