@@ -13,7 +13,7 @@ fi
 # Snakemake's lock outlives a SIGKILL. It goes if nobody who could hold it is alive in this folder.
 alive='import os, psutil, sys
 here = (p.info for p in psutil.process_iter(["cmdline", "cwd"]) if p.info["cwd"] == os.getcwd())
-sys.exit(not any("snakemake" in word for p in here for word in (p["cmdline"] or [])[:2]))'
+sys.exit(not any(os.path.basename(word) == "snakemake" for p in here for word in (p["cmdline"] or [])[:3]))'
 if [ -n "$(ls -A .snakemake/locks 2>/dev/null)" ] && ! python -c "$alive"; then snakemake --quiet all --unlock; fi
 
 exec snakemake --quiet rules -- "$target"
