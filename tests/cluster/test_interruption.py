@@ -38,7 +38,7 @@ def at_the_same_time(**profile: str) -> Callable[[Scenario], Callable[..., None]
     return enlist
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def calm(cluster, repo, tmp_path_factory) -> Path:
     """The same run outside SLURM, undisturbed, with the same number of threads."""
     place = Place(tmp_path_factory.mktemp("calm"), repo, cluster)
@@ -47,7 +47,7 @@ def calm(cluster, repo, tmp_path_factory) -> Path:
     return place.training()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a daemon dies with the thread that started it, so these threads stay
 def outcomes(request, cluster, calm, repo, tmp_path_factory) -> Iterator[dict[str, Future[None]]]:
     chosen = [item.name for item in request.session.items if item.name in SCENARIOS]
 
