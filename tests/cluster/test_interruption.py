@@ -3,12 +3,14 @@
 These tests mostly wait, so they run at the same time on one cluster; each training has a node of its own.
 """
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from .conftest import Place
@@ -73,6 +75,12 @@ def under_way(place: Place) -> dict[str, str]:
 @at_the_same_time(**{"    runtime: 1440\n": "    runtime: 1\n" + TWO_CPUS, "retries: 5": "retries: 9"})
 def test_a_training_stops_before_its_time_limit_and_goes_on(place: Place) -> None:
     driver = place.start("phase_pretrain")
+    job = under_way(place)
+    (lease,) = place.root.glob("state/pretrain/*/lease.json")
+    training = psutil.Process(json.loads(lease.read_text())["pid"])
+    training.suspend()  # a machine on which it cannot end in time
+    until(lambda: place.cluster("squeue", "-h", "-j", job["id"], "-o", "%L").strip() < "0:08", 60, "the last seconds")
+    training.resume()
     place.finish(driver)
     *stopped, done = [job["state"] for job in place.jobs()]
     assert stopped and set(stopped) == {"FAILED"}, "each ended by itself: none was stopped by SLURM (TIMEOUT)"
