@@ -241,7 +241,7 @@ def test_cache_of_links(built: Place, tmp_path: Path, kind: str) -> None:
     """Nothing is written through a link: what a stage makes again is a file of its own, and the cache stays whole."""
     place = built.copy(tmp_path / "place")
     place.run(f"dvc config cache.type {kind} && dvc checkout --relink")
-    files = [file for file in place.folder.glob("results/*/*/*") if file.is_file()]
+    files = filled(place)
     assert files and all(link(file) == kind for file in files)
     place.has_nothing_to_do()
     for file in [*place.folder.glob("results/*/*/result*.json"), *place.folder.glob("state/*/*/result*.json")]:
@@ -253,10 +253,15 @@ def test_cache_of_links(built: Place, tmp_path: Path, kind: str) -> None:
     place.change("images: 16", "images: 8")
     assert place.executed("dvc repro") == {"attack": 1, "report": 1}
     place.commit("fewer")
-    assert all(link(file) == kind for file in place.folder.glob("results/*/*/*") if file.is_file())
+    assert all(link(file) == kind for file in filled(place))
     place.run("git checkout -q HEAD~1 -- . && dvc checkout")
     place.has_nothing_to_do()
     assert_whole(place)
+
+
+def filled(place: Place) -> list[Path]:
+    """The results' files; DVC never links an empty one, as the system samples of a run of less than a second are."""
+    return [file for file in place.folder.glob("results/*/*/*") if file.is_file() and file.stat().st_size]
 
 
 def link(file: Path) -> str:
