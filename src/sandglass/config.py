@@ -68,7 +68,8 @@ class Optimisation(Strict):
     optimizer: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
     lr_per_256: Annotated[float, Field(gt=0)] = 5e-4  # peak; times batch_size / 256
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd and lars
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05  # never on norms, biases, positions, tokens
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    decay: Literal["weights", "everything"] = "weights"  # weights: not norms, biases, positions, tokens
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: Annotated[float, Field(ge=0)] = 10.0
     clip_norm: Annotated[float, Field(ge=0)] = 3.0  # 0: off
@@ -81,6 +82,10 @@ class Pretrain(Optimisation):
 
     objective: str = "byol"
     views: str = "default"  # default: the recipe the objective names
+    optimisation: Name | None = (
+        None  # values the objective's file names: cnn, transformer, blog; a study's own go first
+    )
+    on_collapse: Literal["stop", "report"] = "stop"  # stop: exit 76 when all representations have become the same
 
 
 class Finetune(Optimisation):

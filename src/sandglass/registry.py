@@ -16,6 +16,8 @@ from typing import Any
 
 from sandglass.errors import Exit, Problem, did_you_mean
 
+LITERALS = {"SETTINGS", "PRESETS", "PAPER", "ABOUT", "VIEWS", "KIND", "BACKBONES", "TRAIN"}
+
 # A setting is declared beside the code it steers:  name: default | (default, low, high) | (default, {choices})
 Declared = dict[str, Any]
 
@@ -65,7 +67,7 @@ class Register:
             "paper": texts.get("PAPER", ""),
             "settings": {key: default(row) for key, row in self.declared(name).items()},
             "presets": sorted(self.presets(name)),
-        }
+        } | {key.lower(): texts[key] for key in ("VIEWS", "KIND", "BACKBONES", "TRAIN") if key in texts}
 
 
 def default(row: Any) -> Any:
@@ -87,6 +89,6 @@ def literals(module: str) -> dict[str, Any]:
     for node in tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            if isinstance(target, ast.Name) and target.id in {"SETTINGS", "PRESETS", "PAPER", "ABOUT", "VIEWS"}:
+            if isinstance(target, ast.Name) and target.id in LITERALS:
                 found[target.id] = ast.literal_eval(node.value)
     return found

@@ -29,7 +29,7 @@ def execute(run: Run, params: Params, study: str, root: Path, say: Say, attempt:
     """
     folder = RunFolder(root, run, study)
     if _processes() > 1:
-        from sandglass.engine import distributed
+        from sandglass import distributed
 
         if run.stage not in ("pretrain", "finetune"):
             raise Problem("T-112", Exit.CONFIG, f"{run.stage} runs in one process", fix="tasks: 1 for this rule")
@@ -348,7 +348,7 @@ def _load_weights(encoder: Any, file: Path) -> None:
 
 def _fit(run: Run, folder: RunFolder, params: Params, task: Any, say: Say) -> bool:
     """Train, keep the curves and a sheet of the views, remember the cost on the task; whether this process leads."""
-    from sandglass.engine import distributed
+    from sandglass import distributed
     from sandglass.engine.train import train
 
     leads = distributed.rank() == 0

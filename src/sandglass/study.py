@@ -94,6 +94,7 @@ class _Planner:
         for values in self.stage("pretrain"):
             model = values.pop("backbone") or backbone
             objective, views = values.pop("objective"), values.pop("views")
+            values.pop("optimisation")  # its values are here
             if views == "default":
                 views = _literal_views(self.registers["objectives"].rows[objective])
             for o, v in itertools.product(self.idea("objectives", objective), self.idea("views", views)):
@@ -211,7 +212,17 @@ class _Planner:
             return
         defaults = getattr(self.params, stage).model_dump()
         for chosen in _product(given):
+            if named := chosen.get("optimisation", defaults.get("optimisation")):
+                chosen = self.optimisation(chosen.get("objective", defaults["objective"]), named) | chosen
             yield STAGE_MODELS[stage].model_validate(defaults | chosen).model_dump()
+
+    def optimisation(self, objective: str, named: str) -> dict[str, Any]:
+        """The values by which an objective's file says that it has been trained."""
+        known = self.registers["objectives"].about(objective).get("train", {})
+        if named not in known:
+            what = f"{objective} names no optimisation '{named}'"
+            raise Problem("C-122", Exit.CONFIG, what, fix=did_you_mean(named, known) if known else "write its values")
+        return dict(known[named])
 
     def idea(self, section: str, name: str) -> list[dict[str, Any]]:
         """Every combination of one idea's settings."""

@@ -6,7 +6,7 @@ import sys
 
 LAYERS = [  # a file may import from its own row and the rows above it
     {"errors", "registry", "config", "study", "slurm", "lease", "runs", "__init__"},
-    {"data", "views", "backbones"},
+    {"data", "views", "backbones", "distributed"},
     {"objectives", "auxiliary"},
     {"engine"},
     {"evaluate", "report"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,26 @@ from torch import Tensor
 
 from sandglass.errors import Exit, Problem
 from sandglass.runs import read_json
+from sandglass.views.places import Places
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where training is, before the step at hand."""
+
+    step: int = 0  # optimiser steps done
+    steps: int = 1  # of the whole run
+    steps_per_epoch: int = 1
+
+    @property
+    def progress(self) -> float:
+        """In [0, 1)."""
+        return self.step / self.steps
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self.step // self.steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -30,6 +50,8 @@ class Batch:
     generator: torch.Generator  # CPU; all randomness of losses comes from it
     rank: int = 0  # of the processes that share a batch, this one has the rank-th part
     processes: int = 1
+    clock: Clock = Clock()
+    places: list[Places] = field(default_factory=list)  # of each view: where in the image its pixels come from
 
     def drawn(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         """These images' rows of `draw(images, generator)`, drawn for the whole batch: sharing it changes no draw."""

@@ -21,14 +21,19 @@ _NEVER_DECAYED = (
 
 
 def parameter_groups(
-    modules: Iterable[nn.Module], weight_decay: float, scaled: dict[str, float] | None = None
+    modules: Iterable[nn.Module],
+    weight_decay: float,
+    scaled: dict[str, float] | None = None,
+    constant: tuple[str, ...] = (),
+    everything: bool = False,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters in groups {params, weight_decay, lr_scale}.
+    """Trainable parameters in groups {params, weight_decay, lr_scale, constant}.
 
     No decay for parameters of at most one axis, `*.bias`, what the model itself names in `no_weight_decay()`, and
-    position tables and tokens. `scaled` maps a name prefix to a factor on the learning rate.
+    position tables and tokens, unless `everything` is to decay. `scaled` maps a name prefix to a factor on the learning
+    rate; `constant` are the prefixes of those whose rate stays at its peak.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     seen: set[int] = set()
     for module in modules:
         own = _declared(module)
@@ -37,10 +42,12 @@ def parameter_groups(
                 continue
             seen.add(id(parameter))
             bare = parameter.ndim <= 1 or name.endswith(".bias") or name in own
-            decay = 0.0 if bare or any(word in name for word in _NEVER_DECAYED) else weight_decay
+            bare = not everything and (bare or any(word in name for word in _NEVER_DECAYED))
+            decay = 0.0 if bare else weight_decay
             scale = next((factor for prefix, factor in (scaled or {}).items() if name.startswith(prefix)), 1.0)
-            groups.setdefault((decay, scale), []).append(parameter)
-    return [{"params": list_, "weight_decay": d, "lr_scale": s} for (d, s), list_ in groups.items()]
+            groups.setdefault((decay, scale, name.startswith(constant)), []).append(parameter)
+    keys = ("weight_decay", "lr_scale", "constant")
+    return [{"params": list_, **dict(zip(keys, key, strict=True))} for key, list_ in groups.items()]
 
 
 def _declared(module: nn.Module) -> set[str]:

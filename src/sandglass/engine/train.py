@@ -21,18 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sandglass import slurm
+from sandglass import distributed, slurm
 from sandglass.auxiliary._base import Auxiliary
 from sandglass.backbones.grid import Encoder
 from sandglass.config import Engine
-from sandglass.data.loader import Batch, Split, epoch_order, step_generator
-from sandglass.engine import checkpoint, distributed, optim
+from sandglass.data.loader import Batch, Clock, Split, epoch_order, step_generator
+from sandglass.engine import checkpoint, optim
 from sandglass.engine.progress import Progress
 from sandglass.engine.schedule import learning_rate_factor
 from sandglass.errors import Exit, Problem
 from sandglass.objectives._base import Objective
 from sandglass.runs import write_atomic
-from sandglass.views.recipes import make_views
+from sandglass.views.recipes import located_views
 
 LIMIT_MARGIN_SECONDS = (
     120.0  # before a time limit, for the step at hand, a validation and the save; less if it is short
@@ -101,7 +101,13 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     )
     lr = settings["lr_per_256"] * batch_size / 256
     scales = {f"model.{prefix}": factor for prefix, factor in task.lr_scales.items()}
-    groups = optim.parameter_groups([task.encoder, *list(modules.children())[1:]], settings["weight_decay"], scales)
+    groups = optim.parameter_groups(
+        [task.encoder, *list(modules.children())[1:]],
+        settings["weight_decay"],
+        scales,
+        task.objective.undecayed_rate,
+        settings["decay"] == "everything",
+    )
     optimizer = optim.build(groups, settings["optimizer"], lr, settings["momentum"])
     trained = [p for group in groups for p in group["params"]]
     half = _half_precision(settings["precision"], device)
@@ -150,15 +156,16 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
                 factor = learning_rate_factor(
                     step, steps, settings["warmup_epochs"] * steps_per_epoch, settings["schedule"]
                 )
-                group["lr"] = lr * factor * group["lr_scale"]
-            batch = _batch(task, order[within * batch_size : (within + 1) * batch_size], epoch, within, device)
+                group["lr"] = lr * (1.0 if group["constant"] else factor) * group["lr_scale"]
+            rows = order[within * batch_size : (within + 1) * batch_size]
+            batch = _batch(task, rows, Clock(step, steps, steps_per_epoch), device)
             modules.train()
             for module in task.frozen:
                 module.eval()
             drops = int(torch.randint(2**62, (), generator=batch.generator))
             torch.manual_seed(drops + distributed.rank())  # drop-path and dropout
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):  # losses themselves are in float32
-                features = [task.encoder(view) for view in batch.views]
+                features = task.objective.features(task.encoder, batch)
                 scalars = task.objective.loss(task.encoder, features, batch)
                 total = scalars["loss"]
                 for name, auxiliary in task.auxiliaries.items():
@@ -196,7 +203,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             if metrics and ends_epoch and task.each_epoch and (found := task.each_epoch(epoch + 1)):
                 metrics.write(step, epoch + 1, found)
             if ends_epoch:
-                _refuse_collapse(task, step)
+                _refuse_collapse(task, step, epoch + 1)
             if to_save or due or ending or step == steps:
                 save()
                 saved_at = time.monotonic()
@@ -209,17 +216,19 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     return Outcome(steps, steps * batch_size, seconds, attempts)
 
 
-def _batch(task: Task, rows: Tensor, epoch: int, step: int, device: torch.device) -> Batch:
+def _batch(task: Task, rows: Tensor, clock: Clock, device: torch.device) -> Batch:
     """This process's part of a batch of `rows`."""
     rank, processes = distributed.rank(), distributed.processes()
     own = slice(rank * len(rows) // processes, (rank + 1) * len(rows) // processes)
     images, _ = task.split.take(rows[own])
     sizes = torch.from_numpy(task.split.sizes[rows.numpy()])
     (name, settings), *_ = task.views.items()
+    epoch, step = divmod(clock.step, clock.steps_per_epoch)
     generator = step_generator(task.seed, epoch, step, "views")
-    views = make_views(name, settings, images.to(device), sizes, task.size, generator, own)
+    views, places = located_views(name, settings, images.to(device), sizes, task.size, generator, own)
     labels = torch.from_numpy(task.split.labels[rows[own].numpy()]).to(device)
-    return Batch(views, labels, rows[own], step_generator(task.seed, epoch, step, "loss"), rank, processes)
+    drawing = step_generator(task.seed, epoch, step, "loss")
+    return Batch(views, labels, rows[own], drawing, rank, processes, clock, places)
 
 
 def _half_precision(precision: str, device: torch.device) -> bool:
@@ -255,7 +264,19 @@ def _refuse_non_finite(
     unchecked.clear()
 
 
-def _refuse_collapse(task: Task, step: int) -> None:
+def _refuse_collapse(task: Task, step: int, epoch: int) -> None:
+    """At the end of an epoch; an objective has two epochs to find its feet."""
+    if epoch >= 2 and task.train.get("on_collapse") == "stop":
+        spread = task.objective.spread()
+        if distributed.any_of(spread < task.objective.alarm)[0]:
+            raise Problem(
+                "T-106",
+                Exit.DIVERGED,
+                f"collapse: every image has nearly the same representation at step {step}, the end of epoch {epoch}",
+                why=f"the deviation of what the loss compares is {spread:.3g} of that of spread points, "
+                f"the alarm is at {task.objective.alarm:g}",
+                fix=f"{task.objective.remedy}; or pretrain.on_collapse: report, to let it run and be reported",
+            )
     for name, auxiliary in task.auxiliaries.items():
         if distributed.any_of(auxiliary.collapsed())[0]:
             raise Problem(

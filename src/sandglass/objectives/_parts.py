@@ -1,4 +1,4 @@
-"""What several objectives share: momentum copies, their schedule, and a measure of collapse."""
+"""What several objectives share: seeing views, momentum copies, their schedule, and a measure of collapse."""
 
 from __future__ import annotations
 
@@ -6,6 +6,25 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from sandglass.backbones.grid import Features
+
+
+def see(encoder: nn.Module, views: list[Tensor], together: bool) -> list[Features]:
+    """What an encoder says of views (B, 3, S, S): one forward for each, or one for all of a size.
+
+    The first gives every view batch-norm statistics of its own, the second shares them among the views of a size.
+    """
+    if not together:
+        return [encoder(view) for view in views]
+    found: dict[int, Features] = {}
+    sizes = [view.shape[-1] for view in views]
+    for size in dict.fromkeys(sizes):
+        at = [i for i, side in enumerate(sizes) if side == size]
+        whole: Features = encoder(torch.cat([views[i] for i in at]))
+        parts = zip(whole.raw.chunk(len(at)), whole.grid.chunk(len(at)), whole.pooled.chunk(len(at)), strict=True)
+        found |= {i: Features(*part) for i, part in zip(at, parts, strict=True)}
+    return [found[i] for i in range(len(views))]
 
 
 def still(module: nn.Module) -> nn.Module:

@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
-from torch import Tensor, nn
+from torch import Tensor
 
 from sandglass.backbones.grid import Encoder, Features
 from sandglass.data.loader import Batch
-from sandglass.objectives._base import Objective
+from sandglass.objectives._base import Objective, deviation
 from sandglass.objectives._parts import cosine, follow, still
 
 PAPER = "arXiv 2006.07733"
 VIEWS = "baseline"
+KIND = "two views"
+BACKBONES = "any"
 SETTINGS = {
     "hidden": (4096, 1, 65536),  # width inside projector and predictor
     "out": (256, 1, 65536),  # width of the space in which views are compared
@@ -49,10 +51,10 @@ class BYOL(Objective):
         predicted = [self.predictor(self.projector(f.pooled)).float() for f in features]
         with torch.no_grad():
             targets = [self.target_projector(self.target(view).pooled).float() for view in batch.views]
+        self.watch(targets[0])
         first = self.similarity(predicted[0], targets[1].detach())
         second = self.similarity(predicted[1], targets[0].detach())
-        spread = nn.functional.normalize(targets[0], dim=1).std(0).mean() * targets[0].shape[1] ** 0.5
-        return {"loss": (2 + 2 * first) + (2 + 2 * second), "target_std": spread.detach()}
+        return {"loss": (2 + 2 * first) + (2 + 2 * second), "target_std": deviation(targets[0])}
 
     def after_step(self, encoder: Encoder, progress: float) -> None:
         momentum = cosine(progress, self.momentum, 1.0)

@@ -14,6 +14,8 @@ from sandglass.objectives._base import Objective
 
 PAPER = ""
 VIEWS = "crop_flip"
+KIND = "any number of views"
+BACKBONES = "any"
 SETTINGS: dict[str, object] = {}
 
 

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from sandglass.registry import default
 from sandglass.views import RECIPES, ops
+from sandglass.views.places import Places
 
 ABOUT = {
     "plain": "The image as evaluation sees it: shorter side resized, centre cropped, nothing random.",
@@ -106,7 +107,12 @@ def confusion_cells(size: int) -> int:
     return min(max(size // 32, 4), 7)
 
 
-def make_views(
+def make_views(*arguments: Any) -> list[Tensor]:
+    """The views alone of `located_views`, whose arguments it takes."""
+    return located_views(*arguments)[0]
+
+
+def located_views(
     name: str,
     settings: dict[str, Any],
     images: Tensor,
@@ -114,8 +120,9 @@ def make_views(
     size: int,
     generator: Generator,
     own: slice = slice(None),
-) -> list[Tensor]:
-    """The views of a batch: `settings["count"]` tensors (B, 3, size, size) float32 in [0, 1] on the images' device.
+) -> tuple[list[Tensor], list[Places]]:
+    """The views of a batch: `settings["count"]` tensors (B, 3, size, size) float32 in [0, 1] on the images' device, and
+    where in the image each has its pixels from.
 
     images: uint8 (B, 3, H, W), each in the top left of its canvas; sizes: (B, 2) int64 true heights and widths, and
     generator: both on the CPU. Settings that are not given are the recipe's own. When processes share a batch, `sizes`
@@ -123,12 +130,13 @@ def make_views(
     """
     declared = {key: default(row) for key, row in RECIPES.declared(name).items()}
     chosen = for_size(OFF | declared | settings, size)
-    views = _views(chosen, images, sizes, size, generator, own)
+    views, places = _views(chosen, images, sizes, size, generator, own)
     if chosen["small_count"]:
         limits = {"crop_scale_min": chosen["small_scale_min"], "crop_scale_max": chosen["small_scale_max"]}
         small = chosen | limits | {"count": chosen["small_count"]}
-        views += _views(small, images, sizes, round(size * chosen["small_size"]), generator, own)
-    return views
+        more = _views(small, images, sizes, round(size * chosen["small_size"]), generator, own)
+        views, places = views + more[0], places + more[1]
+    return views, places
 
 
 def evaluation_view(images: Tensor, sizes: Tensor, size: int) -> Tensor:
@@ -141,7 +149,7 @@ def evaluation_view(images: Tensor, sizes: Tensor, size: int) -> Tensor:
 
 def _views(
     settings: dict[str, Any], images: Tensor, sizes: Tensor, size: int, generator: Generator, own: slice
-) -> list[Tensor]:
+) -> tuple[list[Tensor], list[Places]]:
     """All views in one pass: the batch is repeated, and every copy of an image draws for itself."""
     copies = settings["count"]
     draws = draw(settings, sizes.repeat(copies, 1), size, generator)
@@ -155,7 +163,8 @@ def _views(
             part = slice(start, start + share)
             pixels = images.index_select(0, source[part].to(images.device))
             _apply({key: value[part] for key, value in draws.items()}, settings, pixels, views[part])
-    return list(views.view(copies, len(images), 3, size, size).unbind(0))
+    kinds = list(views.view(copies, len(images), 3, size, size).unbind(0))
+    return kinds, [Places(draws["rows"][i], draws["columns"][i]) for i in torch.arange(len(source)).chunk(copies)]
 
 
 def draw(settings: dict[str, Any], sizes: Tensor, size: int, generator: Generator) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from sandglass import distributed
 from sandglass.backbones.grid import build
 from sandglass.data.loader import Batch, step_generator
-from sandglass.engine import distributed
 from sandglass.objectives.byol import BYOL
 from sandglass.objectives.byol import SETTINGS as BYOL_SETTINGS
 from sandglass.registry import default
