@@ -20,7 +20,7 @@ def setup(name):
     encoder = build("toy", 32, CLASSES if kind.needs_labels else 0, [0.5] * 3, [0.25] * 3)
     settings = resolve(OBJECTIVES, name, {})
     for key, small in (("hidden", 16), ("out", 8)):
-        if key in settings:
+    X
             settings[key] = small
     objective = kind(encoder, settings, CLASSES)
     recipe = literals(OBJECTIVES.rows[name].partition(":")[0])["VIEWS"]

@@ -53,3 +53,8 @@ def effective_rank(rows: Tensor) -> Tensor:
     values = values * (values > 1e-6 * rows.norm())  # what rounding leaves of a constant is no dimension
     share = values / values.sum().clamp_min(1e-30)
     return torch.special.entr(share).sum().exp()
+
+
+def single(x: Tensor) -> Tensor:
+    """float32 for what autocast made half precision: losses sum too many terms for it. float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

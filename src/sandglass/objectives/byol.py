@@ -21,7 +21,7 @@ from torch import Tensor
 from sandglass.backbones.grid import Encoder, Features
 from sandglass.data.loader import Batch
 from sandglass.objectives._base import Objective, deviation
-from sandglass.objectives._parts import cosine, follow, still
+from sandglass.objectives._parts import cosine, follow, single, still
 
 PAPER = "arXiv 2006.07733"
 VIEWS = "baseline"
@@ -48,9 +48,9 @@ class BYOL(Objective):
         self.similarity = NegativeCosineSimilarity()
 
     def loss(self, encoder: Encoder, features: list[Features], batch: Batch) -> dict[str, Tensor]:
-        predicted = [self.predictor(self.projector(f.pooled)).float() for f in features]
+        predicted = [single(self.predictor(self.projector(f.pooled))) for f in features]
         with torch.no_grad():
-            targets = [self.target_projector(self.target(view).pooled).float() for view in batch.views]
+            targets = [single(self.target_projector(self.target(view).pooled)) for view in batch.views]
         self.watch(targets[0])
         first = self.similarity(predicted[0], targets[1].detach())
         second = self.similarity(predicted[1], targets[0].detach())
