@@ -19,9 +19,7 @@ def setup(name):
     kind = OBJECTIVES.get(name)
     encoder = build("toy", 32, CLASSES if kind.needs_labels else 0, [0.5] * 3, [0.25] * 3)
     settings = resolve(OBJECTIVES, name, {})
-    for key, small in (("hidden", 16), ("out", 8)):
-    X
-            settings[key] = small
+    settings |= {key: 16 for key, value in settings.items() if type(value) is int and value > 16}
     objective = kind(encoder, settings, CLASSES)
     recipe = literals(OBJECTIVES.rows[name].partition(":")[0])["VIEWS"]
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
