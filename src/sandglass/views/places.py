@@ -1,7 +1,8 @@
 """Where in the original image the pixels of a view come from: what a loss on corresponding cells needs.
 
 A crop, flips included, is a span along each axis: output pixel x of `size` was read around
-begin + (x + 1/2) run / size; a flipped span runs backwards. So the centre of a cell of any grid over the view has a place in the image.
+begin + (x + 1/2) run / size; a flipped span runs backwards. So the centre of a cell of any grid over the view has a
+place in the image.
 """
 
 from __future__ import annotations
