@@ -24,7 +24,6 @@ from sandglass.data.splits import label_fraction
 from sandglass.errors import Exit, Problem
 from sandglass.views.recipes import evaluation_view
 
-
 Row = dict[str, Any]  # metric, value, split, n; of a share also ci_lo and ci_hi
 
 
