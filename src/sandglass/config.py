@@ -85,6 +85,7 @@ class Pretrain(Optimisation):
     optimisation: Name | None = (
         None  # values the objective's file names: cnn, transformer, blog; a study's own go first
     )
+    online_probe: bool = False  # a linear classifier that learns beside and changes nothing
     on_collapse: Literal["stop", "report"] = "stop"  # stop: exit 76 when all representations have become the same
 
 

@@ -11,6 +11,7 @@ PROBES = Register(
     {
         "knn": "sandglass.evaluate.knn:run",
         "linear": "sandglass.evaluate.linear:run",
+        "linear_augmented": "sandglass.evaluate.linear_augmented:run",
     },
 )
 

@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sandglass.backbones.grid import Encoder
+from sandglass.backbones.grid import Encoder, Features, judging
 from sandglass.data.loader import Split, open_split
 from sandglass.data.splits import label_fraction
 from sandglass.errors import Exit, Problem
 from sandglass.views.recipes import evaluation_view
 
 Row = dict[str, Any]  # metric, value, split, n; of a share also ci_lo and ci_hi
+Head = Callable[[Features], Tensor]  # to class scores (B,classes)
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,20 @@ def extract(
     return _answers(encoder, lambda images: encoder(images).pooled, split, size, device, batch_size, rows)
 
 
-def predict_logits(encoder: Encoder, split: Split, size: int, device: torch.device, batch_size: int = 256) -> Tensor:
+def predict_logits(
+    encoder: Encoder, split: Split, size: int, device: torch.device, head: Head | None = None, batch_size: int = 256
+) -> Tensor:
     """The class scores of every image of a split: float32 (N,classes) on `device`."""
-    return _answers(encoder, lambda images: encoder.logits(encoder(images)), split, size, device, batch_size)
+    head = head or encoder.logits
+    return _answers(encoder, lambda images: head(encoder(images)), split, size, device, batch_size)
 
 
-def classify(encoder: Encoder, packed: Path, split: str, size: int, device: torch.device) -> list[Row]:
-    """Judge the encoder's own classifier on one split."""
+def classify(
+    encoder: Encoder, packed: Path, split: str, size: int, device: torch.device, head: Head | None = None
+) -> list[Row]:
+    """Judge a classifier, by default the encoder's own, on one split."""
     images = open_split(packed, split, evaluating=split == "test")
-    logits = predict_logits(encoder, images, size, device)
+    logits = predict_logits(encoder, images, size, device, head)
     return accuracy_rows(logits, torch.as_tensor(images.labels, device=device), split)
 
 
@@ -186,17 +192,11 @@ def _answers(
 ) -> Tensor:
     """ask(views) for the whole split, with every module of the encoder in evaluation mode, and then as it was."""
     rows = np.arange(len(split)) if rows is None else rows
-    modes = {module: module.training for module in encoder.modules()}
-    encoder.eval()
     found = []
-    try:
-        with torch.no_grad(), plain_float32(device):
-            for start in range(0, len(rows), batch_size):
-                images, sizes = split.take(rows[start : start + batch_size])
-                found.append(ask(evaluation_view(images.to(device), sizes, size)).float())
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with judging(encoder), plain_float32(device):
+        for start in range(0, len(rows), batch_size):
+            images, sizes = split.take(rows[start : start + batch_size])
+            found.append(ask(evaluation_view(images.to(device), sizes, size)).float())
     answers = torch.cat(found)
     if not answers.isfinite().all():
         bad = int((~answers.isfinite().all(dim=1)).sum())
