@@ -129,8 +129,8 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     classes = len(split.info["classes"])
     encoder = _encoder(folder, run, params, classes if kind.needs_labels else 0)
     objective = kind(encoder, values, classes).to(_device(params))
-    (recipe, views), *_ = s["views"].items()
-    refuse_misfit(name, values, sizes_of(recipe, views, s["size"]), encoder)
+    (views,) = s["views"].values()
+    refuse_misfit(name, values, sizes_of(views, s["size"]), encoder)
 
     task = train.Task(
         encoder, objective, {}, split, torch.arange(len(split)), s["views"], s["size"], s["train"], _seed(run)
