@@ -85,6 +85,7 @@ class Pretrain(Optimisation):
     optimisation: Name | None = (
         None  # values the objective's file names: cnn, transformer, blog; a study's own go first
     )
+    online_probe: bool = False  # a linear classifier that learns beside and changes nothing
     on_collapse: Literal["stop", "report"] = "stop"  # stop: exit 76 when all representations have become the same
 
 
@@ -107,6 +108,7 @@ class Probe(Strict):
 
     probe: str = "linear"
     init: Literal["pretrained", "random"] = "pretrained"
+    labels: Fraction = 1.0  # of the training labels; nested, stratified
 
 
 class Attack(Strict):
