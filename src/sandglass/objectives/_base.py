@@ -93,7 +93,7 @@ def deviation(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def information(chances: Tensor) -> Tensor:
-    """(B, K), rows sum to 1: H(mean row) - mean H(row), what a row tells of its image in nats; 0 if all are the same."""
+    """(B, K), rows sum to 1: H(mean row) - mean H(row) in nats, what a row tells of its image; 0 if all are equal."""
     return torch.special.entr(chances.mean(0)).sum() - torch.special.entr(chances).sum(1).mean()
 
 

@@ -34,9 +34,7 @@ def large(views: list[Tensor]) -> int:
     count = sides.count(max(sides))
     if count < 2 or min(sides[:count]) < max(sides):
         what = f"two large views, then any number of smaller ones, are needed; these have sides of {sides} px"
-        raise Problem(
-            "T-166", Exit.CONFIG, what, fix="pretrain.views: multi_crop, or count: 2 in the recipe's settings"
-        )
+        raise Problem("T-166", Exit.CONFIG, what, fix="pretrain.views: multi_crop, or a recipe with count: 2")
     return count
 
 
@@ -47,8 +45,9 @@ def enqueue(queue: Tensor, rows: Tensor, step: int) -> None:
     So the place follows from the step, and the queue is full when step * n reaches its length.
     """
     n, length = len(rows), len(queue)
-    places = (step * n + torch.arange(n, device=queue.device)) % max(1, length)
-    queue[places[-length:]] = rows[-length:].to(queue.dtype)  # of more rows than there are places, the last
+    if length:
+        places = (step * n + torch.arange(n, device=queue.device)) % length
+        queue[places[-length:]] = rows[-length:].to(queue.dtype)  # of more rows than there are places, the last
 
 
 def still(module: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""DINO: predict, from every view, what a slowly moving copy of the network says of the large ones, centred and sharpened.
+"""DINO: predict, from every view, what a slowly moving copy of the network says of the large ones, centred, sharpened.
 
     P_i = softmax((t_i - c) / teacher temperature),  t: the teacher's scores, without gradient
     L = mean over large views i and all views v != i, and over the batch, of  - sum_k P_i log softmax(s_v / temperature)
@@ -6,8 +6,8 @@
 
 Caron et al. 2021. The teacher starts as an exact copy, keeps batch-norm statistics of its own, and is what is judged.
 The momentum starts at 1 - 1 / (0.05 steps), between 0.98 and 0.998: the published values are for runs a hundred times
-as long. The last layer has unit rows and rests for an epoch (a tenth of the run at most). The head has batch norm if the
-backbone has. Collapse is a teacher that says the same of every image, be it sure or not: it tells nothing of them.
+as long. The last layer has unit rows and rests for an epoch (a tenth of the run at most). The head has batch norm if
+the backbone has. Collapse is a teacher that says the same of every image, be it sure or not: it tells nothing of them.
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ class DINO(Objective):
     kept = ("teacher_head", "centre")
     measure = "what the teacher tells of an image, in nats,"
     alarm = 0.01
-    remedy = (
-        "a lower lr_per_256, a longer warmup_epochs, a lower teacher temperature if it is unsure, or a larger batch"
-    )
+    remedy = "a lower lr_per_256, a longer warmup_epochs, a lower teacher temperature, or a larger batch_size"
 
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:
         super().__init__(encoder, settings, classes)

@@ -6,10 +6,10 @@ classes are equally frequent; no negatives, no momentum copy, no pseudo-labels.
     prediction  q = p(y | x_b):  r / (C mean_n r),  r = softmax over classes of s_b / row_temperature
     L = mean over heads, over ordered pairs of views of which one is large, and over the batch, of  - sum_c t log q
 
-Amrani, Karlinsky and Bronstein 2022. Gradients flow through the target too. Column softmax and mean are over the images of
-all processes. The authors' logits have a learned scale for each class, here fixed at 1, so that they are cosines; these
-are bounded, and in logarithms no epsilon is needed. `queue`: the first view may be replaced by its nearest neighbour
-among earlier images (their `nn-aug`). Wants 3 images in a batch for each class of the largest head.
+Amrani, Karlinsky and Bronstein 2022. Gradients flow through the target too. Column softmax and mean are over the images
+of all processes. The authors' logits have a learned scale for each class, here fixed at 1, so that they are cosines;
+these are bounded, and in logarithms no epsilon is needed. `queue`: the first view may be replaced by its nearest
+neighbour among earlier images (their `nn-aug`). Wants 3 images in a batch for each class of the largest head.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ class SelfClassifier(Objective):
     kept = ("projector", "heads")
     measure = "what the first head's classes tell of an image, in nats,"
     alarm = 0.01
-    remedy = (
-        "a lower lr_per_256, a longer warmup_epochs, a larger batch_size, or fewer objectives.self_classifier.heads"
-    )
+    remedy = "a lower lr_per_256, a longer warmup_epochs, a larger batch_size, or fewer heads"
 
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:
         super().__init__(encoder, settings, classes)

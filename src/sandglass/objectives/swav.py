@@ -3,11 +3,11 @@
     s_v = z_v . c_k,  z_v = unit(g(f(v))),  c_k unit prototypes        q_i = Sinkhorn(s_i / epsilon), without gradient
     L = mean over large views i and all views v != i, and over the batch, of  - sum_k q_i log softmax(s_v / temperature)
 
-Caron et al. 2020. Sinkhorn runs on logarithms, in which no epsilon overflows, over the rows of all processes. Prototypes
-have no bias: one would not change the codes but let the prediction fit how often each occurs without looking. They rest
-for `frozen_steps` (an epoch at least, a tenth of the run at most). Epsilon is small at first; after three tenths of the
-run it becomes `later_epsilon` if the codes are by then far from uniform. One queue, of the first view, serves all large
-views. Collapse is features that are alike, so that all codes are uniform and a constant predicts them: L = ln K.
+Caron et al. 2020. Sinkhorn runs on logarithms, in which no epsilon overflows, over the rows of all processes.
+Prototypes have no bias: it would leave the codes and let the prediction fit how often each occurs without looking. They
+rest for `frozen_steps` (an epoch at least, a tenth of the run at most). Epsilon is small at first; after three tenths
+of the run it becomes `later_epsilon` if the codes are by then far from uniform. One queue, of the first view, serves all
+large views. Collapse is features that are alike, so that all codes are uniform and a constant predicts them: L = ln K.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ class SwAV(Objective):
             loss = -torch.stack([(codes[i] * predicted[v]).sum(1).mean() for i, v in pairs]).mean()
         enqueue(self.queue, distributed.gather(z.detach().chunk(len(features))[0]), clock.step)
         entropy = torch.special.entr(codes[0]).sum(1).mean() / math.log(codes[0].shape[1])
+        distributed.average([entropy])
         if clock.progress >= LATER:
             self.epsilon.copy_(torch.where(entropy < SURE, settings["later_epsilon"], self.epsilon))
-        return {"loss": loss, "code_entropy": entropy} | self.guard(
-            loss.detach(), z.detach(), torch.cat(scores), frozen
-        )
+        watched = self.guard(loss.detach(), z.detach(), torch.cat(scores).detach(), frozen)
+        return {"loss": loss, "code_entropy": entropy} | watched
 
     def scores(self, z: Tensor, frozen: bool = False) -> Tensor:
         """Unit rows (B, D) -> cosines with the prototypes (B, K), which do not learn while `frozen`."""
@@ -145,7 +145,7 @@ class SwAV(Objective):
 
 
 def sinkhorn(scores: Tensor, epsilon: Tensor | float, iterations: int) -> Tensor:
-    """(B, K) -> exp(scores / epsilon) with columns of equal sums, then rows that sum to 1, alternately (Cuturi 2013)."""
+    """(B, K) -> exp(scores / epsilon) with columns made of equal sums, then rows of sum 1, in turn (Cuturi 2013)."""
     q = scores / epsilon
     for _ in range(iterations):
         q = q - q.logsumexp(0, keepdim=True)
