@@ -107,6 +107,7 @@ class Probe(Strict):
 
     probe: str = "linear"
     init: Literal["pretrained", "random"] = "pretrained"
+    labels: Fraction = 1.0  # of the training labels; nested, stratified
 
 
 class Attack(Strict):

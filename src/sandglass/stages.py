@@ -182,22 +182,23 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
 
 def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     from sandglass.evaluate import PROBES
-    from sandglass.evaluate.features import embed
+    from sandglass.evaluate.features import Subject, embed
 
     s = run.settings
     (name, values), *_ = s["probe"].items()
     folder.begin(**_derived(params))
     began = time.monotonic()
-    features = _features(run, folder, params)
-    numbers = PROBES.get(name)(features, values, _seed(run))
-    xy, labels = embed(features.test, features.test_labels)
+    encoder, pretrained = _encoder(folder, run, params, 0), None
+    if s["init"] == "pretrained":
+        pretrained = folder.root / "results" / "pretrain" / run.need("pretrain")
+        _load_weights(encoder, pretrained / "model.safetensors")
+    subject = Subject(encoder, _packed(folder, run), s["size"], _device(params), s["labels"], _seed(run), pretrained)
+    rows = PROBES.get(name)(subject, values, _seed(run))
+    minutes = (time.monotonic() - began) / 60
+    xy, labels = embed(subject.features.test, subject.features.test_labels)
     _save_arrays(folder.results / "embedding.npz", xy=xy, labels=labels)
-    n = len(features.test_labels)
-    rows = [
-        {"metric": key, "value": value, "split": "val" if key.startswith("val_") else "test", "n": n}
-        for key, value in numbers.items()
-    ]
-    folder.finish(rows, minutes=(time.monotonic() - began) / 60)
+    _save_arrays(folder.results / "labelled.npz", index=subject.labelled)
+    folder.finish(rows, minutes=minutes)
 
 
 def _attack(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
@@ -435,16 +436,6 @@ def _peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _features(run: Run, folder: RunFolder, params: Params) -> Any:
-    """Frozen features of a run's encoder; computed once and shared by all its probes."""
-    from sandglass.evaluate.features import feature_set
-
-    encoder = _encoder(folder, run, params, 0)
-    if run.settings["init"] == "pretrained":
-        _load_weights(encoder, folder.root / "results" / "pretrain" / run.need("pretrain") / "model.safetensors")
-    return feature_set(encoder, _packed(folder, run), run.settings["size"], _device(params))
 
 
 def _save_arrays(path: Path, **arrays: Any) -> None:
