@@ -134,7 +134,7 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
         return
     encoder.model.reset_classifier(0)
     _export(folder, encoder, s)
-    _finish_training(folder, [], task)
+    _finish_training(folder, [{"metric": "collapsed", "value": int(task.outcome.collapsed), "split": "train"}], task)
 
 
 def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
