@@ -134,7 +134,7 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
         return
     encoder.model.reset_classifier(0)
     _export(folder, encoder, s)
-    _finish_training(folder, [{"metric": "collapsed", "value": int(task.outcome.collapsed), "split": "train"}], task)
+    _finish_training(folder, [], task)
 
 
 def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
@@ -423,7 +423,8 @@ def _finish_training(folder: RunFolder, rows: list[dict[str, Any]], task: Any) -
         "peak_memory_gib": _peak_memory_gib(),
     }
     final = {f"final_{key}": value for key, value in last.items() if key not in ("step", "epoch", "lr")}
-    rows = rows + [{"metric": key, "value": value, "split": "train"} for key, value in (cost | final).items()]
+    told = {"collapsed": int(outcome.collapsed)} if "on_collapse" in task.train else {}
+    rows = rows + [{"metric": key, "value": value, "split": "train"} for key, value in (told | cost | final).items()]
     folder.finish(rows, steps=outcome.steps, attempts=outcome.attempts, **cost)
 
 

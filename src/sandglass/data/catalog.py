@@ -113,7 +113,7 @@ _ENTRIES = (
     Entry(
         name="imagenette_v1",
         format="imagenette",
-        about="Version 1 of Imagenette (until December 2019), full size: the same images, 50 of each class for the test.",
+        about="Imagenette version 1, full size: the images of version 2, but only 50 of each class for the test.",
         source=f"{_FASTAI_ARCHIVES}/imagenette.tgz",
         checksum="sha256:1bd650bc16884ca88e4f0f537ed8569b1f8d7ae865d37eba8ecdd87d9cd9dcfa",
         bytes=1_556_495_367,

@@ -26,7 +26,13 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "VICReg": ("vicreg", {}),
     **{f"VICRegL-a{alpha:.2f}": ("vicregl", {"alpha": alpha}) for alpha in (0.95, 0.75, 0.5, 0.25)},
 }
-POLICIES = {"Baseline": "baseline", "SimCLR": "simclr", "Orthogonality": "orthogonality", "LoRot-I": "lorot", "DCL": "dcl"}  # fmt: skip
+POLICIES = {
+    "Baseline": "baseline",
+    "SimCLR": "simclr",
+    "Orthogonality": "orthogonality",
+    "LoRot-I": "lorot",
+    "DCL": "dcl",
+}
 SETS = {
     "ImageNette": "imagenette_v1",
     "ImageNette v2-160": "imagenette160",
@@ -37,14 +43,14 @@ SETS = {
 # How ours was judged -> what a cell calls it, and what it is.
 EVALUATIONS = {
     "linear_augmented": ("probe", "a linear classifier on frozen features, trained on crops and flips"),
-    "online": ("online", "a linear classifier trained beside the objective on its views, through which no gradient goes"),
+    "online": ("online", "a linear classifier trained beside the objective, which does not feel it"),
     "": ("ours", ""),
-}  # fmt: skip
+}
 COSTS = {"minutes": "minutes", "peak_gb": "peak_memory_gib"}
 NO_COMPARISON = (
-    "Their minutes are no comparison of methods: at equal shapes they change two- to threefold with the view policy, so "
-    "the making of views set the pace, and VICRegL was run on 59 % of the pixels. Ours leave out evaluation; theirs are "
-    "not said to. Their GB are taken for GiB; neither device nor precision is stated."
+    "Their minutes are no comparison of methods: at equal shapes they change two- to threefold with the view policy, "
+    "so the making of views set the pace, and VICRegL seems to have been run on 59 % of the pixels. Ours are of the "
+    "steps alone, theirs perhaps not. Their GB are taken for GiB; neither device nor precision is stated."
 )
 
 
@@ -175,7 +181,11 @@ def _cell(rows: Sequence[dict[str, Any]], shared: set[str], seeds: int) -> Itera
 
 
 def _theirs(row: dict[str, Any]) -> str:
-    return f"{row['printed']} {row['unit'].replace('minutes', 'min')}" if row["metric"] in COSTS else f"{100 * row['value']:.1f}"
+    return (
+        f"{row['printed']} {row['unit'].replace('minutes', 'min')}"
+        if row["metric"] in COSTS
+        else f"{100 * row['value']:.1f}"
+    )
 
 
 def _mean(row: dict[str, Any]) -> str:
