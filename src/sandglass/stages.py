@@ -113,9 +113,13 @@ def _data(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
 
 
 def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
+    import torch
+
     from sandglass.data.loader import open_split
     from sandglass.engine import train
     from sandglass.objectives import OBJECTIVES
+    from sandglass.objectives._check import refuse_misfit
+    from sandglass.views.recipes import sizes_of
 
     s = run.settings
     (name, values), *_ = s["objective"].items()
@@ -125,7 +129,8 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     classes = len(split.info["classes"])
     encoder = _encoder(folder, run, params, classes if kind.needs_labels else 0)
     objective = kind(encoder, values, classes).to(_device(params))
-    import torch
+    (recipe, views), *_ = s["views"].items()
+    refuse_misfit(name, values, sizes_of(recipe, views, s["size"]), encoder)
 
     task = train.Task(
         encoder, objective, {}, split, torch.arange(len(split)), s["views"], s["size"], s["train"], _seed(run)

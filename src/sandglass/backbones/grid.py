@@ -53,7 +53,7 @@ class Encoder(nn.Module):
             constant = torch.as_tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
             self.register_buffer(name, constant, persistent=False)
         _refuse_cut_edges(model, size)
-        with _judging(model):
+        with judging(model):
             features = self(self._blank())
         self.width, h, w = features.grid.shape[1:]
         self.grid_shape = (h, w)
@@ -97,7 +97,7 @@ def stages(encoder: Encoder) -> list[tuple[str, int, int, int]]:
     models widen before pooling) it is a stage of its own, called "output".
     """
     model: Any = encoder.model
-    with _judging(model):
+    with judging(model):
         maps = model.forward_intermediates(encoder._blank(), output_fmt="NCHW", intermediates_only=True)
     names = [info["module"] for info in getattr(model.feature_info, "info", model.feature_info)]
     if len(names) != len(maps):
@@ -203,6 +203,7 @@ def _create(name: str, size: int, classes: int, arguments: dict[str, Any]) -> nn
         given = arguments  # it takes images of any size
         model = timm.create_model(name, num_classes=classes, **given)
     model.made_with = given  # for the config.json beside exported weights
+    model.made_as = name, arguments
     return model
 
 
@@ -284,7 +285,7 @@ def _explaining(name: str, size: int, arguments: dict[str, Any]) -> Iterator[Non
 
 
 @contextmanager
-def _judging(model: nn.Module) -> Iterator[None]:
+def judging(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module gets its own mode back (a stem may be frozen in it)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -41,12 +41,13 @@ def test_every_recipe_keeps_the_contract(name: str) -> None:
     images, sizes = batch(MIXED)
     settings = {key: default(row) for key, row in RECIPES.declared(name).items()}
     views = RECIPES.get(name)(name, settings, images, sizes, 36, seeded())
-    assert len(views) == settings["count"]
-    for view in views:
-        assert view.shape == (len(MIXED), 3, 36, 36) and view.dtype == torch.float32 and view.is_contiguous()
+    sides = recipes.sizes_of(settings, 36)
+    assert sides == [36] * settings["count"] + [16] * settings.get("small_count", 0)
+    for view, side in zip(views, sides, strict=True):
+        assert view.shape == (len(MIXED), 3, side, side) and view.dtype == torch.float32 and view.is_contiguous()
         assert view.min() >= 0 and view.max() <= 1 and view.std() > 0.05
     assert RECIPES.about(name)["about"] == recipes.ABOUT[name]
-    assert set(settings) <= set(recipes.OFF)
+    assert {key.removeprefix("small_").removesuffix("_odd") for key in settings} <= {*recipes.OFF, "size"}
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -127,7 +128,7 @@ def test_crop_flip_of_the_whole_image_is_the_image_or_its_mirror() -> None:
 def test_blur_follows_the_size() -> None:
     """Off at 32, sigma up to 2 * 96 / 224 at 96 (never under 0.5), as given at 224."""
     given = {"blur": 0.5, "blur_sigma_max": 2.0}
-    assert recipes.for_size(given, 32) == {"blur": 0.0, "blur_sigma_max": 2.0}
+    assert recipes.for_size(given, 32) == {"blur": 0.0, "blur_odd": 0.0, "blur_sigma_max": 2.0}
     assert recipes.for_size(given, 96)["blur_sigma_max"] == pytest.approx(2 * 96 / 224)
     assert recipes.for_size({"blur": 0.5, "blur_sigma_max": 0.6}, 64)["blur_sigma_max"] == 0.5
     assert recipes.for_size(given, 224) == given
