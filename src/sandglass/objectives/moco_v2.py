@@ -5,11 +5,11 @@
     L = [ l(q1, k2) + l(q2, k1) ] / 2,  mean over the batch;   theta' <- m theta' + (1 - m) theta  after each step
 
 He et al. 2020 (arXiv 1911.05722), Chen et al. 2020. Symmetric, with the short queue, fast target and low temperature of
-the authors' own recipe for CIFAR; `preset: paper` is that for ImageNet. The keys of both views enter the queue when both
-terms are computed: after the first, as with lightly's loss, an image would meet its own key among the negatives of the
-second. Lest it meet its key of an epoch ago too often, no more keys are used than half the images of an epoch. The queue
-begins with random unit vectors, as the authors' does. Batch norm sees the whole batch, so no images are shuffled between
-devices.
+the authors' own recipe for CIFAR; `preset: paper` is that for ImageNet. The keys of both views enter the queue when
+both terms are computed: after the first, as with lightly's loss, an image would meet its own key among the negatives of
+the second. Lest it meet its key of an epoch ago too often, no more keys are used than half the images of an epoch. The
+queue begins with random unit vectors, as the authors' does. Batch norm sees the whole batch, so no images are shuffled
+between devices.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 Chen, Xie & He 2021. Negatives are the other images' keys of the other view, from all processes; there is no queue, and
 lightly has no such loss. Linear layers of the heads have no bias; batch norm follows each, the last without scale and
 shift, which lightly's MoCoProjectionHead has: so the heads are put together here. The default is the authors' form for
-transformers, `preset: resnet` that for ResNets. As there, a transformer's patch embedding keeps its random weights, which
-steadies training; a model without one has nothing to freeze. Learnt position embeddings stay learnt.
+transformers, `preset: resnet` that for ResNets. As there, a transformer's patch embedding keeps its random weights,
+which steadies training; a model without one has nothing to freeze. Learnt position embeddings stay learnt.
 """
 
 from __future__ import annotations

@@ -75,17 +75,17 @@ class SimCLR(Objective):
         projected = single(self.projector(torch.cat([f.pooled for f in features])))
         self.watch(projected)
         first, second = projected.chunk(2)
-        with torch.autocast(projected.device.type, enabled=False):
-            return {"loss": nt_xent(first, second, self.temperature)}
+        return {"loss": nt_xent(first, second, self.temperature)}
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """Both views (n, D) of this process's images -> the mean loss of these 2n rows among the rows of all processes."""
-    rows = nn.functional.normalize(torch.cat((first, second)), dim=1)
-    everyone = torch.cat([distributed.gather(view) for view in rows.chunk(2)])
-    images = len(everyone) // 2
-    own = distributed.rank() * len(first) + torch.arange(len(first), device=rows.device)
-    itself, other = torch.cat((own, own + images)), torch.cat((own + images, own))
-    logits = rows @ everyone.T / temperature
-    logits = logits.masked_fill(itself[:, None] == torch.arange(2 * images, device=rows.device), -torch.inf)
-    return nn.functional.cross_entropy(logits, other)
+    with torch.autocast(first.device.type, enabled=False):
+        rows = nn.functional.normalize(torch.cat((first, second)), dim=1)
+        everyone = torch.cat([distributed.gather(view) for view in rows.chunk(2)])
+        images = len(everyone) // 2
+        own = distributed.rank() * len(first) + torch.arange(len(first), device=rows.device)
+        itself, other = torch.cat((own, own + images)), torch.cat((own + images, own))
+        is_itself = itself[:, None] == torch.arange(2 * images, device=rows.device)
+        logits = (rows @ everyone.T / temperature).masked_fill(is_itself, -torch.inf)
+        return nn.functional.cross_entropy(logits, other)

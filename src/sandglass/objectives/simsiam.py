@@ -5,8 +5,8 @@
 Chen & He 2021. Neither negatives nor a momentum copy: the stop-gradient `sg` and the predictor h alone keep it from
 collapse, whose loss is -1 as at perfection. Since z leaves a batch norm, its deviation stays at 1 even on a line; what
 the guard measures is its dimensions. Heads and cosine are lightly's; z is detached here, since its loss does not. The
-projector's hidden layers are 2048 wide, as there, where the authors' have the backbone's width. The predictor's learning
-rate stays at its peak, as in the authors' results. Fragile on transformers: rather BYOL or MoCo v3 there.
+projector's hidden layers are 2048 wide, as there, where the authors' have the backbone's width. The predictor's
+learning rate stays at its peak, as in the authors' results. Fragile on transformers: rather BYOL or MoCo v3 there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sandglass.backbones.grid import Encoder, Features
 from sandglass.data.loader import Batch
-from sandglass.objectives._base import Objective
+from sandglass.objectives._base import Objective, deviation
 from sandglass.objectives._parts import effective_rank, single
 
 PAPER = "arXiv 2011.10566"
@@ -82,7 +82,7 @@ class SimSiam(Objective):
         self.watch(targets[0])
         first = self.similarity(predicted[0], targets[1])
         second = self.similarity(predicted[1], targets[0])
-        return {"loss": (first + second) / 2}
+        return {"loss": (first + second) / 2, "target_std": deviation(targets[0])}
 
     def spread(self) -> float:
         """Effective rank of the unit rows last watched: 1 if all are the same or lie on a line."""
