@@ -7,7 +7,11 @@ OBJECTIVES = Register(
     {
         "byol": "sandglass.objectives.byol:BYOL",
         "dino": "sandglass.objectives.dino:DINO",
+        "moco_v2": "sandglass.objectives.moco_v2:MoCoV2",
+        "moco_v3": "sandglass.objectives.moco_v3:MoCoV3",
         "self_classifier": "sandglass.objectives.self_classifier:SelfClassifier",
+        "simclr": "sandglass.objectives.simclr:SimCLR",
+        "simsiam": "sandglass.objectives.simsiam:SimSiam",
         "supervised": "sandglass.objectives.supervised:Supervised",
         "swav": "sandglass.objectives.swav:SwAV",
     },
