@@ -9,7 +9,7 @@ from sandglass.data.loader import Batch, step_generator
 from sandglass.objectives import OBJECTIVES
 from sandglass.registry import literals
 from sandglass.views import RECIPES
-from sandglass.views.recipes import make_views
+from sandglass.views.recipes import located_views
 
 CLASSES = 4
 
@@ -24,8 +24,9 @@ def setup(name):
     recipe = literals(OBJECTIVES.rows[name].partition(":")[0])["VIEWS"]
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     sizes = torch.full((8, 2), 32)
-    views = make_views(recipe, resolve(RECIPES, recipe, {}), images, sizes, 32, step_generator(0, 0, 0, "views"))
-    batch = Batch(views, torch.arange(8) % CLASSES, torch.arange(8), step_generator(0, 0, 0, "loss"))
+    drawing = step_generator(0, 0, 0, "views")
+    views, places = located_views(recipe, resolve(RECIPES, recipe, {}), images, sizes, 32, drawing)
+    batch = Batch(views, torch.arange(8) % CLASSES, torch.arange(8), step_generator(0, 0, 0, "loss"), places=places)
     return encoder, objective, batch
 
 
