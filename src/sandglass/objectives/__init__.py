@@ -5,6 +5,7 @@ from sandglass.registry import Register
 OBJECTIVES = Register(
     "objective",
     {
+        "barlow_twins": "sandglass.objectives.barlow_twins:BarlowTwins",
         "byol": "sandglass.objectives.byol:BYOL",
         "dino": "sandglass.objectives.dino:DINO",
         "moco_v2": "sandglass.objectives.moco_v2:MoCoV2",
@@ -14,5 +15,7 @@ OBJECTIVES = Register(
         "simsiam": "sandglass.objectives.simsiam:SimSiam",
         "supervised": "sandglass.objectives.supervised:Supervised",
         "swav": "sandglass.objectives.swav:SwAV",
+        "vicreg": "sandglass.objectives.vicreg:VICReg",
+        "vicregl": "sandglass.objectives.vicregl:VICRegL",
     },
 )
