@@ -6,6 +6,9 @@ OBJECTIVES = Register(
     "objective",
     {
         "byol": "sandglass.objectives.byol:BYOL",
+        "jigsaw": "sandglass.objectives.jigsaw:Jigsaw",
+        "masked_image": "sandglass.objectives.masked_image:MaskedImage",
+        "rotation": "sandglass.objectives.rotation:Rotation",
         "supervised": "sandglass.objectives.supervised:Supervised",
     },
 )
