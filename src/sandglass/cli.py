@@ -139,7 +139,7 @@ def check(
     study: StudyName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Do backbone and image size fit? Prints the stage grid, or the nearest legal settings."""
+    """Do backbone, image size and objective fit? Prints the stage grid, or the nearest legal settings."""
     from sandglass.backbones.grid import check as look
 
     pairs: dict[tuple[str, int, str], dict[str, Any]] = {}
@@ -152,6 +152,8 @@ def check(
                 s = r.settings
                 pairs[s["backbone"], size or s["size"], json.dumps(s["arguments"])] = s["arguments"]
     found = [look(name, px, arguments) for (name, px, _), arguments in pairs.items()]
+    if not backbone:
+        _check_objectives([r.settings | ({"size": size} if size else {}) for r in runs if r.stage == "pretrain"])
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -162,6 +164,20 @@ def check(
             print(f"  {stage:<24} {channels:>5} x {height} x {width}")
         for warning in row["warnings"]:
             print("  note: " + warning.replace("\n", "\n        "))
+
+
+def _check_objectives(pretrainings: list[dict[str, Any]]) -> None:
+    """Raises if one of them cannot teach its backbone; each combination is tried once."""
+    from sandglass.objectives._check import check as look
+    from sandglass.views.recipes import sizes_of
+
+    cases = {}
+    for s in pretrainings:
+        ((objective, settings),), (views,) = s["objective"].items(), s["views"].values()
+        case = objective, settings, sizes_of(views, s["size"]), s["backbone"], s["size"], s["arguments"]
+        cases[json.dumps(case)] = case
+    for case in cases.values():
+        look(*case)
 
 
 @app.command()

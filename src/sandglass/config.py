@@ -82,9 +82,9 @@ class Pretrain(Optimisation):
 
     objective: str = "byol"
     views: str = "default"  # default: the recipe the objective names
-    optimisation: Name | None = (
-        None  # values the objective's file names: cnn, transformer, blog; a study's own go first
-    )
+    # What the objective's file names so (cnn, transformer, blog): the values of TRAIN and, where it has one of that
+    # name, the settings of the preset. A study's own values go first.
+    optimisation: Name | None = None
     online_probe: bool = False  # a linear classifier that learns beside and changes nothing
     on_collapse: Literal["stop", "report"] = "stop"  # stop: exit 76 when all representations have become the same
 

@@ -49,10 +49,14 @@ class Register:
     def declared(self, name: str) -> Declared:
         """The file's SETTINGS: each setting with its default and its range or choices.
 
-        A file that holds several ideas (the view recipes) has one such table per name.
+        A file that holds several ideas (the view recipes) has one such table per name; one that is `like` another says
+        only how it differs.
         """
         settings = literals(self._row(name)[0]).get("SETTINGS", {})
-        return dict(settings[name] if isinstance(settings.get(name), dict) else settings)
+        if not isinstance(settings.get(name), dict):
+            return dict(settings)
+        table = dict(settings[name])
+        return self.declared(table.pop("like")) | table if "like" in table else table
 
     def presets(self, name: str) -> dict[str, dict[str, Any]]:
         """The file's PRESETS: named sets of values, `preset: NAME` in params.yaml."""

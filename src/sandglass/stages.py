@@ -113,11 +113,15 @@ def _data(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
 
 
 def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
+    import torch
+
     from sandglass.data.loader import open_split
     from sandglass.engine import train
     from sandglass.engine.online import OnlineProbe
     from sandglass.evaluate.features import classify
     from sandglass.objectives import OBJECTIVES
+    from sandglass.objectives._check import refuse_misfit
+    from sandglass.views.recipes import sizes_of
 
     s = run.settings
     (name, values), *_ = s["objective"].items()
@@ -127,7 +131,8 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     classes = len(split.info["classes"])
     encoder = _encoder(folder, run, params, classes if kind.needs_labels else 0)
     objective = kind(encoder, values, classes).to(_device(params))
-    import torch
+    (views,) = s["views"].values()
+    refuse_misfit(name, values, sizes_of(views, s["size"]), encoder)
 
     online = OnlineProbe(encoder.width, classes, _device(params)) if s["train"]["online_probe"] else None
     task = train.Task(
@@ -149,8 +154,10 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
         best = max(row["val_online_top1"] for row in _logged(folder) if "val_online_top1" in row)
         n = split.info["counts"]["val"]  # what is logged has seven digits
         rows.append({"metric": "online_max_top1", "value": round(best * n) / n, "split": "val", "n": n})  # optimistic
+    encoder = objective.judged(encoder)
     encoder.model.reset_classifier(0)
     _export(folder, encoder, s)
+    _export_objective(folder, objective)
     _finish_training(folder, rows, task)
 
 
@@ -441,12 +448,22 @@ def _export(folder: RunFolder, encoder: Any, settings: dict[str, Any]) -> None:
     write_json(folder.results / "config.json", config)
 
 
+def _export_objective(folder: RunFolder, objective: Any) -> None:
+    """objective.safetensors: what `assign` needs, of an objective that makes clusters."""
+    from safetensors.torch import save
+
+    state = objective.state_dict()
+    if kept := {name: state[name].cpu().contiguous() for name in state if name.startswith(objective.kept)}:
+        write_atomic(folder.results / "objective.safetensors", save(kept))
+
+
 def _finish_training(folder: RunFolder, rows: list[dict[str, Any]], task: Any) -> None:
     """The last logged monitors, the cost, and the result."""
     last = next(row for row in reversed(_logged(folder)) if "loss" in row)
     outcome, cost = task.outcome, task.outcome.cost.numbers()
     final = {f"final_{key}": value for key, value in last.items() if key not in ("step", "epoch", "lr")}
-    rows = rows + [{"metric": key, "value": value, "split": "train"} for key, value in (cost | final).items()]
+    told = {"collapsed": int(outcome.collapsed)} if "on_collapse" in task.train else {}
+    rows = rows + [{"metric": key, "value": value, "split": "train"} for key, value in (told | cost | final).items()]
     folder.finish(rows, steps=outcome.steps, attempts=outcome.attempts, **cost)
 
 

@@ -70,7 +70,7 @@ class _Planner:
     def __init__(self, params: Params, name: str) -> None:
         self.params, self.name, self.study = params, name, params.studies[name]
         self.runs: dict[str, Run] = {}
-        self.ideas: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.ideas: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         self.registers = registers()
 
     def plan(self) -> list[Run]:
@@ -94,10 +94,11 @@ class _Planner:
         for values in self.stage("pretrain"):
             model = values.pop("backbone") or backbone
             objective, views = values.pop("objective"), values.pop("views")
-            values.pop("optimisation")  # its values are here
+            optimisation = values.pop("optimisation") or ""  # its values are here
             if views == "default":
                 views = _literal_views(self.registers["objectives"].rows[objective])
-            for o, v in itertools.product(self.idea("objectives", objective), self.idea("views", views)):
+            settled = self.idea("objectives", objective, preset=optimisation)
+            for o, v in itertools.product(settled, self.idea("views", views)):
                 settings = (
                     where | self.backbone(model) | {"objective": {objective: o}, "views": {views: v}, "train": values}
                 )
@@ -105,6 +106,7 @@ class _Planner:
                     "backbone": model,
                     "objective": objective,
                     "views": views,
+                    "optimisation": optimisation,
                     "init": "scratch",
                     "labels": 1.0,
                 }
@@ -223,22 +225,23 @@ class _Planner:
             raise Problem("C-122", Exit.CONFIG, what, fix=did_you_mean(named, known) if known else "write its values")
         return dict(known[named])
 
-    def idea(self, section: str, name: str) -> list[dict[str, Any]]:
-        """Every combination of one idea's settings."""
-        if (section, name) not in self.ideas:
+    def idea(self, section: str, name: str, preset: str = "") -> list[dict[str, Any]]:
+        """Every combination of one idea's settings, over those of `preset` if it has one of that name."""
+        if (section, name, preset) not in self.ideas:
             register = self.registers[section]
-            given = getattr(self.params, section).get(name, {}) | getattr(self.study, section).get(name, {})
+            given = {"preset": preset} if preset in register.presets(name) else {}
+            given |= getattr(self.params, section).get(name, {}) | getattr(self.study, section).get(name, {})
             declared = register.declared(name)
             lists = {key for key, row in declared.items() if natively_list(row)}
-            self.ideas[section, name] = [resolve(register, name, chosen) for chosen in _product(given, lists)]
-        return [dict(values) for values in self.ideas[section, name]]
+            self.ideas[section, name, preset] = [resolve(register, name, chosen) for chosen in _product(given, lists)]
+        return [dict(values) for values in self.ideas[section, name, preset]]
 
 
 def _origin(parent: Run | None, with_views: bool = True) -> dict[str, Any]:
     """What a run inherits from its pretraining, for tables."""
     if parent is None:
         return {"objective": "none"}
-    keys = ("objective", "views") if with_views else ("objective",)
+    keys = ("objective", "optimisation", *(("views",) if with_views else ()))
     return {key: parent.columns[key] for key in keys}
 
 

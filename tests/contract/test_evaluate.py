@@ -18,8 +18,8 @@ from sandglass.evaluate import ATTACKS, PROBES
 from sandglass.evaluate.features import Row, Subject
 
 SHORT = {"linear_augmented": {"epochs": 50, "least_steps": 0}}
-PROBE_CASES = [(name, preset) for name in PROBES for preset in (None, *PROBES.presets(name))]
-CLASSIFYING = [case for case in PROBE_CASES if case[0] in ("knn", "linear", "linear_augmented")]
+JUDGED = [name for name in PROBES if name != "clusters"]  # which judges what a pretraining left
+PROBE_CASES = [(name, preset) for name in JUDGED for preset in (None, *PROBES.presets(name))]
 ATTACK_CASES = [(name, preset) for name in ATTACKS for preset in (None, *ATTACKS.presets(name))]
 
 
@@ -92,7 +92,7 @@ def test_a_probe_returns_rows_and_repeats_itself(name: str, preset: str | None, 
     assert torch.equal(torch.get_rng_state(), state) and judged.encoder.training
 
 
-@pytest.mark.parametrize("name, preset", CLASSIFYING)
+@pytest.mark.parametrize("name, preset", PROBE_CASES)
 def test_a_probe_sees_what_is_there_and_nothing_more(name: str, preset: str | None, tmp_path: Path) -> None:
     apart = PROBES.get(name)(subject(blobs(tmp_path / "apart", 20.0)), chosen(name, preset), 0)
     assert accuracy(apart, "test") == accuracy(apart, "val") == 1
@@ -104,7 +104,7 @@ def test_a_probe_sees_what_is_there_and_nothing_more(name: str, preset: str | No
         assert {"ci_lo", "ci_hi"} <= set(told["top1", split]) & set(told["top5", split])
 
 
-@pytest.mark.parametrize("name, preset", CLASSIFYING)
+@pytest.mark.parametrize("name, preset", PROBE_CASES)
 def test_images_whose_labels_may_not_be_used_are_of_no_account(name: str, preset: str | None, tmp_path: Path) -> None:
     judged = subject(blobs(tmp_path / "blobs", 2.0), labels=0.1)
     assert len(judged.labelled) == len(judged.features.train) == 30

@@ -203,6 +203,7 @@ def _create(name: str, size: int, classes: int, arguments: dict[str, Any]) -> nn
         given = arguments  # it takes images of any size
         model = timm.create_model(name, num_classes=classes, **given)
     model.made_with = given  # for the config.json beside exported weights
+    model.made_as = name, arguments
     return model
 
 

@@ -1,8 +1,8 @@
 """The data sets Sandglass knows by name, and the user's own in the same form.
 
 An entry says where the archive lies, what its bytes must hash to, who made it, on what terms, and what is inside.
-The MD5 sums are those that torchvision (CIFAR, STL-10, Imagenette) and public loaders of the same archives (Imagewoof,
-NABirds) verify.
+The sums are those that torchvision (CIFAR, STL-10, Imagenette) and public loaders of the same archives (Imagewoof,
+NABirds; TensorFlow Datasets for version 1 of Imagenette) verify.
 """
 
 from __future__ import annotations
@@ -109,6 +109,20 @@ _ENTRIES = (
         classes=10,
         native_size="varies, about 400 x 500 px",
         splits={"train": 9_469, "test": 3_925},
+    ),
+    Entry(
+        name="imagenette_v1",
+        format="imagenette",
+        about="Imagenette version 1, full size: the images of version 2, but only 50 of each class for the test.",
+        source=f"{_FASTAI_ARCHIVES}/imagenette.tgz",
+        checksum="sha256:1bd650bc16884ca88e4f0f537ed8569b1f8d7ae865d37eba8ecdd87d9cd9dcfa",
+        bytes=1_556_495_367,
+        homepage=_FASTAI,
+        licence=f"lists Apache-2.0; {_IMAGENET_TERMS}",
+        citation=_FASTAI_CITATION,
+        classes=10,
+        native_size="varies, about 400 x 500 px",
+        splits={"train": 12_894, "test": 500},
     ),
     Entry(
         name="imagenette160",

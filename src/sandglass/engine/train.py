@@ -68,6 +68,7 @@ class Outcome:
     steps: int
     attempts: int
     cost: Cost
+    collapsed: bool = False  # at the end, all images had nearly the same representation
 
 
 def device_of(name: str) -> torch.device:
@@ -118,13 +119,13 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
 
     checkpoints, leads = state / "checkpoints", distributed.rank() == 0
     metrics = _Metrics(state / "metrics.jsonl") if leads else None
-    step, cost, attempts, save_seconds = 0, Cost(), 1, 0.0
+    step, cost, attempts, save_seconds, collapsed = 0, Cost(), 1, 0.0, False
     if entry := checkpoint.newest(checkpoints):
         saved = checkpoint.load(checkpoints, entry, device)
         modules.load_state_dict(saved["modules"])
         optimizer.load_state_dict(saved["optimizer"])
         step, cost, attempts = saved["step"], Cost(**saved["cost"]), saved["attempts"] + 1
-        seen = entry["metrics_bytes"]
+        collapsed, seen = saved["collapsed"], entry["metrics_bytes"]
         say(f"resumed at step {step} of {steps}")
     else:
         seen = 0
@@ -140,7 +141,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
         tick = time.monotonic()
         whole: dict[str, Any] = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()}
         cost.look()
-        whole |= {"step": step, "cost": vars(cost), "attempts": attempts}
+        whole |= {"step": step, "cost": vars(cost), "attempts": attempts, "collapsed": collapsed}
         checkpoint.save(checkpoints, step, whole, metrics_bytes=metrics.flush())
         save_seconds = time.monotonic() - tick
 
@@ -212,7 +213,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             if metrics and ends_epoch and task.each_epoch and (found := task.each_epoch(epoch + 1)):
                 metrics.write(step, epoch + 1, found)
             if ends_epoch:
-                _refuse_collapse(task, step, epoch + 1)
+                collapsed = _collapsed(task, step, epoch + 1)
             if to_save or due or ending or step == steps:
                 save()
                 saved_at = time.monotonic()
@@ -222,7 +223,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
                 )
     if metrics:
         metrics.flush()
-    return Outcome(steps, attempts, cost)
+    return Outcome(steps, attempts, cost, collapsed)
 
 
 def _batch(task: Task, rows: Tensor, clock: Clock, device: torch.device) -> Batch:
@@ -273,19 +274,18 @@ def _refuse_non_finite(
     unchecked.clear()
 
 
-def _refuse_collapse(task: Task, step: int, epoch: int) -> None:
-    """At the end of an epoch; an objective has two epochs to find its feet."""
-    if epoch >= 2 and task.train.get("on_collapse") == "stop":
-        spread = task.objective.spread()
-        if distributed.any_of(spread < task.objective.alarm)[0]:
-            raise Problem(
-                "T-106",
-                Exit.DIVERGED,
-                f"collapse: every image has nearly the same representation at step {step}, the end of epoch {epoch}",
-                why=f"the deviation of what the loss compares is {spread:.3g} of that of spread points, "
-                f"the alarm is at {task.objective.alarm:g}",
-                fix=f"{task.objective.remedy}; or pretrain.on_collapse: report, to let it run and be reported",
-            )
+def _collapsed(task: Task, step: int, epoch: int) -> bool:
+    """At the end of an epoch; an objective has two epochs to find its feet. Raises if collapse is to stop the run."""
+    spread = task.objective.spread()
+    collapsed = epoch >= 2 and distributed.any_of(spread < task.objective.alarm)[0]
+    if collapsed and task.train.get("on_collapse") == "stop":
+        raise Problem(
+            "T-106",
+            Exit.DIVERGED,
+            f"collapse: every image has nearly the same representation at step {step}, the end of epoch {epoch}",
+            why=f"{task.objective.measure} is {spread:.3g}, the alarm is at {task.objective.alarm:g}",
+            fix=f"{task.objective.remedy}; or pretrain.on_collapse: report, to let it run and be reported",
+        )
     for name, auxiliary in task.auxiliaries.items():
         if distributed.any_of(auxiliary.collapsed())[0]:
             raise Problem(
@@ -295,6 +295,7 @@ def _refuse_collapse(task: Task, step: int, epoch: int) -> None:
                 why="its deviation over the batch fell below a tenth of what it was after the first epoch",
                 fix=f"auxiliary.{name}.preset: sound, or a smaller weight",
             )
+    return collapsed
 
 
 class _Metrics:

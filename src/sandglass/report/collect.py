@@ -1,7 +1,8 @@
 """Run folders -> one tidy table: a row per number, with everything that identifies it in columns of its own.
 
 Runs that differ in a setting without a column (a sweep of weights, of sizes, of epochs) get it spelled out in
-`setting`, so that grouping by the columns never takes two different experiments for seeds of one.
+`setting`, so that grouping by the columns never takes two different experiments for seeds of one. Runs that collapsed,
+and those that stand on them, are an experiment of their own: `outcome` says so, and no mean has both kinds.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from sandglass.errors import Exit, Problem
 from sandglass.runs import read_json, write_atomic
 
 # What identifies a number besides its seed. `label fraction` is "labels" in a run's columns.
-NAMES = ("data set", "backbone", "objective", "views", "auxiliary", "init", "label fraction")
+NAMES = ("data set", "backbone", "objective", "optimisation", "views", "auxiliary", "init", "label fraction")
 FIRST = ("stage", *NAMES, "attack", "epsilon", "seed", "metric", "value")
-LAST = ("probe", "split", "n", "setting", "run")
+LAST = ("probe", "outcome", "split", "n", "setting", "run")
 NUMBERS = ("label fraction", "epsilon", "seed", "value", "n")
 ROW = ("metric", "value", "split", "n", "attack", "epsilon")  # what a result's row may say; other words go to `setting`
-IDENTITY = ("stage", *NAMES, "attack", "probe", "setting")  # groups of these are seeds of one experiment
+IDENTITY = ("stage", *NAMES, "attack", "probe", "outcome", "setting")  # groups of these are seeds of one experiment
 
 FORMULA = tuple("=+-@\t\r＝＋－＠")  # how a cell starts that a spreadsheet may run
 
@@ -38,11 +39,15 @@ def collect(root: Path, runs: Iterable[str]) -> pd.DataFrame:
     Raises Problem: R-101 (65) a file that is not JSON, R-111 (65) a result that is not a list of numbers.
     """
     found = {key: _Run(root, key) for key in runs if (root / "results" / key / "result.json").is_file()}
-    settings = _settings(root, found)
-    rows = [
-        row | {"setting": _joined(settings[key], row["setting"])} for key, run in found.items() for row in run.rows()
+    settings, rows = _settings(root, found), {key: list(run.rows()) for key, run in found.items()}
+    fallen = {key for key, own in rows.items() if any(row["metric"] == "collapsed" and row["value"] for row in own)}
+    outcomes = {key: "collapsed" if fallen & set(_line(key, found)) else "" for key in found}
+    tidy = [
+        row | {"setting": _joined(settings[key], row["setting"]), "outcome": outcomes[key]}
+        for key, own in rows.items()
+        for row in own
     ]
-    frame = pd.DataFrame(rows, columns=[*FIRST, *LAST])
+    frame = pd.DataFrame(tidy, columns=[*FIRST, *LAST])
     texts = frame.columns.difference(NUMBERS)
     frame[texts] = frame[texts].fillna("").astype(str)
     return frame.astype({name: "float64" for name in NUMBERS}).astype({"seed": "Int64", "n": "Int64"})
@@ -56,7 +61,7 @@ def missing(root: Path, runs: Iterable[str]) -> list[str]:
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """Write the table; text that a spreadsheet would run gets a quotation mark in front, numbers stay as they are."""
     safe = frame.copy()
-    for name in safe.columns.difference(NUMBERS):
+    for name in safe.select_dtypes(exclude="number").columns:
         safe[name] = [f"'{text}" if str(text).startswith(FORMULA) else text for text in safe[name]]
     write_atomic(path, safe.to_csv(index=False))
 
@@ -121,6 +126,13 @@ class _Run:
             known = {key: row[key] for key in ROW if key in row}
             extra = {key: value for key, value in row.items() if key not in ROW and isinstance(value, str | int)}
             yield shared | known | {"setting": ", ".join(f"{key} {value}" for key, value in extra.items())}
+
+
+def _line(key: str, runs: dict[str, _Run]) -> Iterator[str]:
+    """A run and all that it needs."""
+    yield key
+    for need in runs[key].about.get("needs", ()) if key in runs else ():
+        yield from _line(need, runs)
 
 
 def _settings(root: Path, runs: dict[str, _Run]) -> dict[str, str]:

@@ -20,10 +20,12 @@ from sandglass.report.statistics import Comparison, compare
 
 # What tells experiments apart, in the order in which it is asked for; what follows from the ones before is left out.
 TELLING = (
-    "init", "auxiliary", "data set", "backbone", "objective", "views", "label fraction", "attack", "probe", "setting",
+    "init", "auxiliary", "data set", "backbone", "objective", "optimisation", "views", "label fraction", "attack",
+    "probe", "outcome", "setting",
 )  # fmt: skip
 SHOWN = (
-    "data set", "backbone", "probe", "attack", "label fraction", "objective", "views", "init", "auxiliary", "setting",
+    "data set", "backbone", "probe", "attack", "label fraction", "objective", "optimisation", "views", "init",
+    "auxiliary", "setting", "outcome",
 )  # fmt: skip
 EPSILON = 1.0  # in 1/255: one 8-bit level, the published point
 
@@ -128,7 +130,7 @@ def against(some: list[Experiment], column: str, base: str) -> dict[Experiment, 
     What exists only through that column may differ too: without pretraining there is no objective and no views of it,
     and a setting of the pretraining or of an auxiliary task has no counterpart where there is none.
     """
-    free = {column, "setting", *(("objective",) if column == "init" else ())}
+    free = {column, "setting", *(("objective", "optimisation", "outcome") if column == "init" else ())}
 
     def rest(one: Experiment) -> tuple[str, ...]:
         own = free | ({"views"} if one.ids["stage"] == "probe" else set())

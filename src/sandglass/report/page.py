@@ -10,7 +10,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sandglass.report import figures, numbers, published, words
+from sandglass.report import beside, figures, numbers, published, words
 from sandglass.report.collect import arrays, collect, history, missing, write_csv
 from sandglass.report.experiments import (
     Experiment,
@@ -36,40 +35,13 @@ from sandglass.report.experiments import (
     telling,
 )
 from sandglass.report.finding import PROBES, finding
+from sandglass.report.parts import Section, Table
 from sandglass.report.statistics import Comparison, summarise
 from sandglass.runs import read_json, write_atomic
 
 UNCURVED = {"step", "epoch", "lr", "total", "gradient_norm"}  # logged, but not what a reader of the page looks for
 CURVES, SHEETS, MAPS = 9, 4, 6  # at most so many pictures of a kind
 COST = {"minutes": "minutes", "images_per_second": "images per second", "peak_memory_gib": "peak memory, GiB"}
-
-
-@dataclass
-class Table:
-    """The `names` leading columns are text, the others numbers. `folded`: the words that unfold it."""
-
-    head: list[str]
-    names: int
-    rows: list[list[str]]
-    caption: str = ""
-    folded: str = ""
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Section:
-    """One heading of the page. `charts` are (caption, svg), `sheets` are (caption, columns of pictures)."""
-
-    id: str
-    title: str
-    text: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    charts: list[tuple[str, Markup]] = field(default_factory=list)
-    sheets: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.tables or self.charts or self.sheets)
 
 
 def write(
@@ -107,6 +79,8 @@ def write(
         texts=texts,
     )
     write_csv(frame, folder / "results.csv")
+    if len(page.beside):
+        write_csv(beside.csv(page.beside), folder / "beside.csv")
     numbers.write(root / "results", page.stages, folder)
     write_atomic(folder / "index.html", text)
     return folder / "index.html"
@@ -119,6 +93,8 @@ class _Page:
         self.results, self.study, self.runs = root / "results", study, runs
         self.stages = {stage: experiments(frame, stage) for stage in dict.fromkeys(frame["stage"])}
         self.frame = frame
+        name = study.get("published") or ""
+        self.beside = beside.beside(name, runs, frame) if name.startswith("blog") else pd.DataFrame()
 
     def sections(self) -> Iterator[Section]:
         yield self.probes()
@@ -195,12 +171,14 @@ class _Page:
         return section
 
     def published(self) -> Section:
-        """The numbers that the study answers, under their own protocols and apart from ours."""
+        """The numbers that the study answers: as printed with their protocols, and ours beside theirs."""
         section, name = Section("published", "The published numbers this study answers"), self.study.get("published")
         if not name:
             return section
         source = published.SOURCES[name.partition("/")[0]]
-        section.text.append(f"{source}. These numbers stand apart from ours because the protocols are not the same.")
+        section.text.append(f"{source}. The protocols are not the same: what stands side by side is not a comparison.")
+        if len(self.beside):
+            section.tables += beside.tables(self.beside, len(self.study.get("seeds") or []))
         kept = ["data set", "model", "setting", "metric", "printed", "status", "note"]
         for table, rows in published.answers(name).groupby("table", sort=False):
             about = published.TABLES[str(table)]

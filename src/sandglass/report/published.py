@@ -17,6 +17,7 @@ from sandglass.errors import Exit, Problem, did_you_mean
 
 COLUMNS = ("table", "data set", "model", "setting", "metric", "printed", "value", "unit", "status", "note")
 STATUSES = ("as printed", "disputed", "corrected")
+COSTS = {"minutes": "minutes", "peak_gb": "GB"}  # printed beside some accuracies
 
 SOURCES = {
     "blog": "CATIE, blog on self-supervised learning in computer vision, 26 June 2023",
@@ -117,9 +118,7 @@ def load(source: str) -> pd.DataFrame:
     """
     if source not in SOURCES:
         raise Problem("P-101", Exit.CONFIG, f"no published source '{source}'", fix=did_you_mean(source, SOURCES))
-    with files("sandglass.report").joinpath(f"published/{source}.csv").open(encoding="utf-8") as file:
-        raw = pd.read_csv(file, dtype=str, keep_default_na=False)
-    frame = {"blog": _blog, "thesis": _thesis, "lecture": _lecture}[source](raw)
+    frame = {"blog": _blog, "thesis": _thesis, "lecture": _lecture}[source](_raw(source))
     frame["table"] = source + "/" + frame["table"]
     remarks = [_remark(row) for row in frame.to_dict("records")]
     frame["status"], frame["note"] = [status for status, _ in remarks], [note for _, note in remarks]
@@ -138,6 +137,22 @@ def answers(name: str) -> pd.DataFrame:
     if name in SOURCES:
         return load(name)
     raise Problem("P-101", Exit.CONFIG, f"no published table '{name}'", fix=did_you_mean(name, [*SOURCES, *TABLES]))
+
+
+def costs(name: str) -> pd.DataFrame:
+    """What the numbers of a table cost, in COLUMNS, where it was printed: metrics "minutes" and "peak_gb"."""
+    if not name.startswith("blog"):
+        return pd.DataFrame(columns=COLUMNS)
+    raw = _raw("blog")
+    rows = raw.melt([key for key in raw if key not in COSTS], list(COSTS), "cost", "paid").query("paid != ''")
+    frame = _blog(rows.drop(columns=["metric", "value"]).rename(columns={"cost": "metric", "paid": "value"}))
+    frame = frame.assign(table="blog/" + frame["table"], status="as printed", note="", unit=frame["metric"].map(COSTS))
+    return frame[(frame["table"] == name) | (name == "blog")][list(COLUMNS)].reset_index(drop=True)
+
+
+def _raw(source: str) -> pd.DataFrame:
+    with files("sandglass.report").joinpath(f"published/{source}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
 def _blog(raw: pd.DataFrame) -> pd.DataFrame:

@@ -23,8 +23,8 @@ def draw_uniform(n: int, low: float, high: float, generator: Generator) -> Tenso
     return low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
 
 
-def draw_gate(n: int, probability: float, generator: Generator) -> Tensor:
-    """(n,) bool: one coin a sample."""
+def draw_gate(n: int, probability: float | Tensor, generator: Generator) -> Tensor:
+    """(n,) bool: one coin a sample; all of one probability, or each (n,) of its own."""
     return draw_uniform(n, 0, 1, generator) < probability
 
 
@@ -255,19 +255,24 @@ def draw_patch(n: int, height: int, width: int, generator: Generator) -> Tensor:
     return torch.stack((side, top, left, draw_below(torch.full((n,), 4), generator)), 1)
 
 
+def before_rotation(y: Tensor, x: Tensor, patch: Tensor) -> tuple[Tensor, Tensor]:
+    """Where local rotation reads what it shows at y and x, (B, h, w) or (1, h, 1) in pixels from the image's edge."""
+    side, top, left, turns = patch.to(y.device).view(-1, 4, 1, 1).unbind(1)
+    i, j = y - top, x - left
+    inside = (i > 0) & (i < side) & (j > 0) & (j < side)
+    for turn in (1, 2, 3):  # one quarter turn reads (i, j) from (j, side - i)
+        again = turns >= turn
+        i, j = torch.where(again, j, i), torch.where(again, side - i, j)
+    return torch.where(inside, top + i, y), torch.where(inside, left + j, x)
+
+
 def local_rotation(images: Tensor, patch: Tensor) -> Tensor:
     """LoRot-I (arXiv 2207.10023): a square patch is turned counter-clockwise in place. patch (B, 4) as drawn."""
     batch, channels, height, width = images.shape
-    side, top, left, turns = patch.to(images.device).view(batch, 4, 1, 1).unbind(1)
-    y = torch.arange(height, device=images.device).view(1, -1, 1)
-    x = torch.arange(width, device=images.device).view(1, 1, -1)
-    i, j, end = y - top, x - left, side - 1
-    inside = (i >= 0) & (i <= end) & (j >= 0) & (j <= end)
-    for turn in (1, 2, 3):  # one quarter turn reads (i, j) from (j, side-1-i)
-        again = turns >= turn
-        i, j = torch.where(again, j, i), torch.where(again, end - i, j)
-    source = torch.where(inside, (top + i) * width + left + j, y * width + x)
-    flat = source.view(batch, 1, -1).expand(-1, channels, -1)
+    y = torch.arange(height, device=images.device).view(1, -1, 1) + 0.5
+    x = torch.arange(width, device=images.device).view(1, 1, -1) + 0.5
+    row, column = (place.long() for place in before_rotation(y, x, patch))  # from a pixel's centre to its number
+    flat = (row * width + column).view(batch, 1, -1).expand(-1, channels, -1)
     return images.flatten(2).gather(2, flat).view_as(images)
 
 
@@ -290,19 +295,40 @@ def draw_confusion(n: int, cells: int, generator: Generator) -> Tensor:
     return (rows * cells + within).flatten(1)
 
 
-def region_confusion(images: Tensor, source: Tensor) -> Tensor:
+def confusion_edges(side: int, cells: int, trim: int) -> Tensor:
+    """(cells + 1,) int64: the whole pixels at which cells begin and end, when `trim` pixels of 448 are cut off."""
+    cut = trim * side // 448
+    return cut + torch.arange(cells + 1) * (side - 2 * cut) // cells
+
+
+def before_confusion(y: Tensor, x: Tensor, source: Tensor, side: int, trim: int) -> tuple[Tensor, Tensor]:
+    """Where region confusion reads what it shows at y and x, (B, h, w) in pixels from the edge of a side x side image.
+
+    source (B, cells^2) as drawn. As the cells are of one side when they move, a place keeps its share of the cell.
+    """
+    cells = math.isqrt(source.shape[1])
+    edges = confusion_edges(side, cells, trim).to(y.device)
+    row, column = ((place * cells / side).floor().long().clamp(0, cells - 1) for place in (y, x))
+    origin = source.to(y.device).gather(1, (row * cells + column).flatten(1)).view_as(row)
+
+    def read(place: Tensor, shown: Tensor, origin: Tensor) -> Tensor:
+        return edges[origin] + (place * cells / side - shown) * edges.diff()[origin]
+
+    return read(y, row, origin // cells), read(x, column, origin % cells)
+
+
+def region_confusion(images: Tensor, source: Tensor, trim: int = 10) -> Tensor:
     """DCL (CVPR 2019; arXiv 2105.08788): the cells of a grid change places. source (B, cells^2) as drawn.
 
-    A border of 10 pixels in 448 is cut off, the rest is split at whole pixels into cells that are resized to one side,
-    moved, and resized together to the image's size; where the sides divide, nothing but the order changes.
+    A border of `trim` pixels in 448 is cut off, the rest is split at whole pixels into cells that are resized to one
+    side, moved, and resized together to the image's size; where the sides divide, nothing but the order changes.
     """
     batch, cells = len(images), math.isqrt(source.shape[1])
 
     def matrices(side: int) -> tuple[Tensor, Tensor]:
         """Image to mosaic of equal cells, and back."""
-        trim = 10 * side // 448
-        edges = trim + torch.arange(cells + 1) * (side - 2 * trim) // cells
-        cell = (side - 2 * trim) // cells
+        edges = confusion_edges(side, cells, trim)
+        cell = int(edges[-1] - edges[0]) // cells
         mosaic = torch.tensor([[0, cells * cell, 0, cells * cell]])
         spans = torch.stack((edges[:-1], edges.diff(), edges[:-1], edges[1:]), 1)
         cut = weights(spans, cell, side, "lanczos", images.device).flatten(0, 1)

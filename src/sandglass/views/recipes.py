@@ -23,8 +23,18 @@ ABOUT = {
     "crop_flip": "Random resized crop and horizontal flip, for finetuning and augmented probes.",
     "baseline": "Crop, flip, moderate colour jitter, grey and blur: the shared policy of all objectives.",
     "simclr": "SimCLR's full-strength colour distortion (arXiv 2002.05709, appendix A, s = 1).",
+    "orthogonality": "SimCLR's distortion and vertical flips besides.",
+    "lorot": "Crop and flip, then a square patch is turned in place: LoRot-I (arXiv 2207.10023).",
+    "dcl": "Crop and flip, then the cells of a grid change places: region confusion (arXiv 2105.08788).",
+    "byol": "BYOL's unequal pair (arXiv 2006.07733): one view always blurred, the other sometimes solarized.",
+    "multi_crop": "Two large crops and six small ones by the shared policy, as SwAV has them (arXiv 2006.09882).",
+    "located": "VICRegL's unequal pair of crops (arXiv 2210.01571), small ones on demand, cubic resampling.",
+    "located_legacy": "One large and one small crop, flipped both ways: what lightly gave VICRegL in early 2023.",
+    "masked": "One view for masked image modelling: large crop and flip alone, cubic (arXiv 2111.09886).",
 }
 
+# A row says how it differs from the one it is `like`. `X_odd` is X of every second view; `small_X` is X of the small
+# views, for all of them alike. What is not said of odd and small views is as for the others.
 SETTINGS = {
     "plain": {"count": (1, 1, 8)},
     "crop_flip": {
@@ -49,29 +59,71 @@ SETTINGS = {
         "hue": (0.1, 0.0, 0.5),  # in turns
         "grey": (0.2, 0.0, 1.0),
         "blur": (0.5, 0.0, 1.0),
-        "blur_sigma_min": (0.1, 0.01, 10.0),  # pixels; see blur_sigmas
+        "blur_sigma_min": (0.1, 0.01, 10.0),  # pixels; see for_size
         "blur_sigma_max": (2.0, 0.01, 10.0),
         "solarize": (0.0, 0.0, 1.0),
         "interpolation": ("bilinear", {"bilinear", "bicubic"}),
     },
     "simclr": {
-        "count": (2, 1, 8),
-        "crop_scale_min": (0.08, 0.01, 1.0),
-        "crop_scale_max": (1.0, 0.01, 1.0),
-        "hflip": (0.5, 0.0, 1.0),
-        "vflip": (0.0, 0.0, 1.0),
-        "quarter_turn": (0.0, 0.0, 1.0),
-        "jitter": (0.8, 0.0, 1.0),
+        "like": "baseline",
         "brightness": (0.8, 0.0, 1.0),
         "contrast": (0.8, 0.0, 1.0),
         "saturation": (0.8, 0.0, 1.0),
         "hue": (0.2, 0.0, 0.5),
-        "grey": (0.2, 0.0, 1.0),
-        "blur": (0.5, 0.0, 1.0),
-        "blur_sigma_min": (0.1, 0.01, 10.0),
-        "blur_sigma_max": (2.0, 0.01, 10.0),
-        "solarize": (0.0, 0.0, 1.0),
-        "interpolation": ("bilinear", {"bilinear", "bicubic"}),
+    },
+    "orthogonality": {"like": "simclr", "vflip": (0.5, 0.0, 1.0)},
+    "lorot": {"like": "crop_flip", "count": (2, 1, 8), "local_rotation": (1.0, 0.0, 1.0)},
+    "dcl": {
+        "like": "crop_flip",
+        "count": (2, 1, 8),
+        "region_confusion": (1.0, 0.0, 1.0),
+        "confusion_trim": (10, 0, 100),  # pixels of 448 cut off at each side
+    },
+    "byol": {
+        "like": "baseline",
+        "saturation": (0.2, 0.0, 1.0),
+        "blur": (1.0, 0.0, 1.0),
+        "blur_odd": (0.1, 0.0, 1.0),
+        "solarize_odd": (0.2, 0.0, 1.0),
+    },
+    "multi_crop": {
+        "like": "baseline",
+        "crop_scale_min": (0.14, 0.01, 1.0),
+        "blur_odd": (0.5, 0.0, 1.0),
+        "solarize_odd": (0.0, 0.0, 1.0),
+        "small_count": (6, 0, 32),
+        "small_size": (0.5, 0.1, 1.0),  # fraction of the size, at most; see small_side
+        "small_crop_scale_min": (0.05, 0.01, 1.0),
+        "small_crop_scale_max": (0.14, 0.01, 1.0),
+        "small_blur": (0.5, 0.0, 1.0),
+        "small_solarize": (0.0, 0.0, 1.0),
+    },
+    "located": {
+        "like": "byol",
+        "interpolation": ("bicubic", {"bilinear", "bicubic"}),
+        "small_count": (0, 0, 32),
+        "small_size": (0.5, 0.1, 1.0),
+        "small_crop_scale_min": (0.08, 0.01, 1.0),
+        "small_crop_scale_max": (0.4, 0.01, 1.0),
+    },
+    "located_legacy": {
+        "like": "baseline",
+        "count": (1, 1, 8),
+        "crop_scale_min": (0.2, 0.01, 1.0),
+        "vflip": (0.5, 0.0, 1.0),
+        "jitter": (1.0, 0.0, 1.0),
+        "saturation": (0.2, 0.0, 1.0),
+        "small_count": (1, 0, 32),
+        "small_size": (0.5, 0.1, 1.0),
+        "small_crop_scale_min": (0.05, 0.01, 1.0),
+        "small_crop_scale_max": (0.2, 0.01, 1.0),
+        "small_blur": (0.1, 0.0, 1.0),
+        "small_solarize": (0.2, 0.0, 1.0),
+    },
+    "masked": {
+        "like": "crop_flip",
+        "crop_scale_min": (0.67, 0.01, 1.0),
+        "interpolation": ("bicubic", {"bilinear", "bicubic"}),
     },
 }
 
@@ -84,10 +136,11 @@ OFF: dict[str, Any] = {
     **dict.fromkeys(("grey", "blur", "solarize", "local_rotation", "region_confusion"), 0.0),
     "blur_sigma_min": 0.1,
     "blur_sigma_max": 2.0,
+    "confusion_trim": 10,
     "small_count": 0,  # multi-crop: further views of their own size and crop
-    "small_size": 0.5,  # fraction of the size
-    "small_scale_min": 0.05,
-    "small_scale_max": 0.14,
+    "small_size": 0.5,
+    "small_crop_scale_min": 0.05,
+    "small_crop_scale_max": 0.14,
 }
 
 SLICE = 2**20  # pixel values worked on at once on a CPU: what its caches hold; the draws do not depend on it
@@ -96,7 +149,7 @@ SLICE = 2**20  # pixel values worked on at once on a CPU: what its caches hold; 
 def for_size(settings: dict[str, Any], size: int) -> dict[str, Any]:
     """Sigma is in pixels of 224: no blur below 64, sigma scaled below 128 (to 0.5 at least), from there as given."""
     if size < 64:
-        return settings | {"blur": 0.0}
+        return settings | {"blur": 0.0, "blur_odd": 0.0}
     if size < 128:
         return settings | {"blur_sigma_max": max(0.5, settings["blur_sigma_max"] * size / 224)}
     return settings
@@ -105,6 +158,28 @@ def for_size(settings: dict[str, Any], size: int) -> dict[str, Any]:
 def confusion_cells(size: int) -> int:
     """Cells a side of region confusion: one per stride of 32, as in a backbone's grid, but 4 at least and 7 at most."""
     return min(max(size // 32, 4), 7)
+
+
+def small_side(size: int, fraction: float) -> int:
+    """Of small views: `fraction` of `size`, down to what strides divide, 32 or (below 32) 8: 224 -> 96, 32 -> 16."""
+    side = round(size * fraction)
+    step = 32 if side >= 32 else 8
+    return max(side // step, 1) * step
+
+
+def large_and_small(settings: dict[str, Any], size: int) -> list[tuple[int, dict[str, Any]]]:
+    """The side and the settings of the large views and, if there are any, of the small ones."""
+    given = OFF | settings
+    of_small = {key.removeprefix("small_"): value for key, value in given.items() if key.startswith("small_")}
+    large = {key: value for key, value in given.items() if not key.startswith("small_")}
+    small = {key: value for key, value in large.items() if key.removesuffix("_odd") not in of_small} | of_small
+    both = (size, large), (small_side(size, of_small["size"]), small)
+    return [(side, for_size(kind, size)) for side, kind in both if kind["count"]]
+
+
+def sizes_of(settings: dict[str, Any], size: int) -> list[int]:
+    """The side in px of each view that a recipe with these settings makes, in their order."""
+    return [side for side, kind in large_and_small(settings, size) for _ in range(kind["count"])]
 
 
 def make_views(*arguments: Any) -> list[Tensor]:
@@ -121,20 +196,18 @@ def located_views(
     generator: Generator,
     own: slice = slice(None),
 ) -> tuple[list[Tensor], list[Places]]:
-    """The views of a batch: `settings["count"]` tensors (B, 3, size, size) float32 in [0, 1] on the images' device, and
-    where in the image each has its pixels from.
+    """The views of a batch, float32 in [0, 1] on the images' device: `settings["count"]` tensors (B, 3, size, size),
+    then the small ones, as `sizes_of` says; and where in the image each has its pixels from.
 
     images: uint8 (B, 3, H, W), each in the top left of its canvas; sizes: (B, 2) int64 true heights and widths, and
     generator: both on the CPU. Settings that are not given are the recipe's own. When processes share a batch, `sizes`
     are the whole batch's and `own` says which of them `images` holds: an image's draws do not depend on who makes it.
     """
     declared = {key: default(row) for key, row in RECIPES.declared(name).items()}
-    chosen = for_size(OFF | declared | settings, size)
-    views, places = _views(chosen, images, sizes, size, generator, own)
-    if chosen["small_count"]:
-        limits = {"crop_scale_min": chosen["small_scale_min"], "crop_scale_max": chosen["small_scale_max"]}
-        small = chosen | limits | {"count": chosen["small_count"]}
-        more = _views(small, images, sizes, round(size * chosen["small_size"]), generator, own)
+    views: list[Tensor] = []
+    places: list[Places] = []
+    for side, kind in large_and_small(declared | settings, size):
+        more = _views(kind, images, sizes, side, generator, own)
         views, places = views + more[0], places + more[1]
     return views, places
 
@@ -163,16 +236,23 @@ def _views(
             part = slice(start, start + share)
             pixels = images.index_select(0, source[part].to(images.device))
             _apply({key: value[part] for key, value in draws.items()}, settings, pixels, views[part])
-    kinds = list(views.view(copies, len(images), 3, size, size).unbind(0))
-    return kinds, [Places(draws["rows"][i], draws["columns"][i]) for i in torch.arange(len(source)).chunk(copies)]
+    places = [
+        Places(drawn["rows"], drawn["columns"], size, drawn, settings["confusion_trim"])
+        for drawn in ({key: value.chunk(copies)[i] for key, value in draws.items()} for i in range(copies))
+    ]
+    return list(views.chunk(copies)), places
 
 
 def draw(settings: dict[str, Any], sizes: Tensor, size: int, generator: Generator) -> dict[str, Tensor]:
-    """Everything random of n views, each entry with n rows, in the order of the pipeline."""
-    n = len(sizes)
+    """Everything random of n views of true `sizes` (n, 2), view after view of the batch: each entry has n rows, in the
+    order of the pipeline."""
+    n, count = len(sizes), settings["count"]
 
     def gate(key: str) -> Tensor:
-        return ops.draw_gate(n, settings[key], generator)
+        even = settings[key]
+        odd = settings.get(f"{key}_odd", even)
+        chance = torch.tensor([(even, odd)[view % 2] for view in range(count)], dtype=torch.float64)
+        return ops.draw_gate(n, chance.repeat_interleave(n // count), generator)
 
     draws: dict[str, Tensor] = {}
     if settings["crop_scale_max"] > 0:
@@ -209,4 +289,5 @@ def _apply(draws: dict[str, Tensor], settings: dict[str, Any], pixels: Tensor, v
     if settings["local_rotation"]:
         ops.only(views, draws["local_rotation"], ops.local_rotation, draws["patch"])
     if settings["region_confusion"]:
-        ops.only(views, draws["region_confusion"], ops.region_confusion, draws["cells"])
+        confuse = partial(ops.region_confusion, trim=settings["confusion_trim"])
+        ops.only(views, draws["region_confusion"], confuse, draws["cells"])

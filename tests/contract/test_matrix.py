@@ -1,0 +1,111 @@
+"""Every objective on every kind of backbone at five sizes: it takes a step, or it is refused before the start with a
+setting that works. The outcome is the table in docs/objectives.md; `python tests/contract/test_matrix.py` rewrites it.
+
+The backbones are narrow here (a few channels a head): what they accept depends on their shape, not on their width.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sandglass.backbones.grid import build
+from sandglass.config import resolve
+from sandglass.data.loader import Batch, Clock, step_generator
+from sandglass.errors import Problem
+from sandglass.objectives import OBJECTIVES
+from sandglass.objectives._check import check
+from sandglass.registry import literals
+from sandglass.views import RECIPES
+from sandglass.views.recipes import located_views, sizes_of
+
+PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
+SIZES = (32, 64, 96, 160, 224)
+BACKBONES = {
+    "ResNet-18": ("resnet18", {"channels": [8, 16, 32, 64], "stem_type": "deep", "stem_width": 4}),
+    "Hourglass": ("hourglass_tiny", {}),
+    "ViT": ("vit_tiny_patch16_224", {"embed_dim": 24, "depth": 2, "num_heads": 2}),
+    "Swin": ("swin_tiny_patch4_window7_224", {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}),
+    "PVTv2": ("pvt_v2_b0", {"depths": [1, 1, 1, 1], "embed_dims": [8, 16, 24, 32], "num_heads": [1, 1, 1, 1]}),
+    "ConvNeXt": ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}),
+    "Hiera": ("hiera_tiny_224", {"embed_dim": 12, "stages": [1, 1, 1, 1]}),
+}
+IMAGES = 4
+
+
+def settled(objective):
+    """Its defaults, narrow, and its recipe with the two large views and two small ones at most."""
+    settings = resolve(OBJECTIVES, objective, {})
+    settings |= {key: 16 for key, value in settings.items() if type(value) is int and value > 16}
+    recipe = literals(OBJECTIVES.rows[objective].partition(":")[0])["VIEWS"]
+    views = resolve(RECIPES, recipe, {})
+    return settings, recipe, views | ({"small_count": 2} if views.get("small_count") else {})
+
+
+def outcome(objective, backbone, size):
+    """'' after a step, or what refuses it."""
+    name, arguments = BACKBONES[backbone]
+    settings, recipe, views = settled(objective)
+    try:
+        check(objective, settings, sizes_of(views, size), name, size, arguments)
+    except Problem as problem:
+        return problem
+    torch.manual_seed(0)
+    kind = OBJECTIVES.get(objective)
+    encoder = build(name, size, 2 if kind.needs_labels else 0, [0.5] * 3, [0.25] * 3, arguments).train()
+    learned = kind(encoder, settings, 2)
+    images = torch.randint(0, 256, (IMAGES, 3, size, size), dtype=torch.uint8)
+    sizes = torch.full((IMAGES, 2), size)
+    made, places = located_views(recipe, views, images, sizes, size, step_generator(0, 0, 0, "views"))
+    labels, index = torch.arange(IMAGES) % 2, torch.arange(IMAGES)
+    batch = Batch(made, labels, index, step_generator(0, 0, 0, "loss"), clock=Clock(50, 100, 10), places=places)
+    loss = learned.loss(encoder, learned.features(encoder, batch), batch)["loss"]
+    loss.backward()
+    assert torch.isfinite(loss), (objective, backbone, size)
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in encoder.parameters()), (objective, backbone, size)
+    return None
+
+
+def written(outcomes):
+    """The table: a row for each objective, a column for each kind of backbone, in a cell the sizes that run."""
+    notes: dict[str, int] = {}
+    lines = ["| objective | " + " | ".join(BACKBONES) + " |", "|---" * (len(BACKBONES) + 1) + "|"]
+    for objective in OBJECTIVES:
+        cells = []
+        for backbone in BACKBONES:
+            found = {size: outcomes[objective, backbone, size] for size in SIZES}
+            running = [str(size) for size, problem in found.items() if problem is None]
+            marks = []
+            for problem in found.values():
+                if problem is not None:
+                    text = problem.what.split(" for images")[0] + ": " + problem.fix.splitlines()[0]
+                    marks.append(f"[{notes.setdefault(text, len(notes) + 1)}]")
+            cells.append(" ".join([", ".join(running) or "none", *dict.fromkeys(marks)]))
+        lines.append(f"| `{objective}` | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"{number}. {text}" for text, number in notes.items())])
+
+
+def page_table():
+    return PAGE.read_text().partition("<!-- matrix -->\n")[2].partition("\n<!-- end -->")[0]
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    return {(o, b, s): outcome(o, b, s) for o in OBJECTIVES for b in BACKBONES for s in SIZES}
+
+
+def test_it_runs_or_is_refused_with_a_setting_that_works(outcomes):
+    refused = {key: problem for key, problem in outcomes.items() if problem is not None}
+    assert all(problem.fix for problem in refused.values())
+    assert len(refused) < len(outcomes) / 2
+    for objective in OBJECTIVES:  # the reference backbones take everything
+        assert all(outcomes[objective, "Hourglass", size] is None for size in SIZES)
+
+
+def test_the_page_says_so(outcomes):
+    assert page_table() == written(outcomes), "python tests/contract/test_matrix.py rewrites it"
+
+
+if __name__ == "__main__":
+    table = written({(o, b, s): outcome(o, b, s) for o in OBJECTIVES for b in BACKBONES for s in SIZES})
+    PAGE.write_text(PAGE.read_text().replace(page_table(), table))
