@@ -26,7 +26,7 @@ from sandglass.config import resolve
 from sandglass.data import catalog, pack
 from sandglass.data.loader import epoch_order, open_split, step_generator
 from sandglass.evaluate import PROBES
-from sandglass.evaluate.features import feature_set
+from sandglass.evaluate.features import Subject
 from sandglass.views.recipes import make_views
 
 BATCH = 128
@@ -71,8 +71,9 @@ def train_and_judge(folder: Path, way: str, seed: int, epochs: int) -> float:
             loss(*(projector(encoder(view).pooled) for view in views)).backward()
             optimizer.step()
             schedule.step()
-    features = feature_set(encoder, folder, 32, torch.device("cpu"))
-    return PROBES.get("knn")(features, resolve(PROBES, "knn", {}), 0)["top1"]
+    subject = Subject(encoder, folder, 32, torch.device("cpu"), labels=1.0, seed=seed, pretrained=None)
+    rows = PROBES.get("knn")(subject, resolve(PROBES, "knn", {}), seed)
+    return next(float(row["value"]) for row in rows if row["metric"] == "top1" and row["split"] == "test")
 
 
 def main() -> None:

@@ -173,8 +173,8 @@ def _check_objectives(pretrainings: list[dict[str, Any]]) -> None:
 
     cases = {}
     for s in pretrainings:
-        (objective, settings), (recipe, views) = *s["objective"].items(), *s["views"].items()
-        case = objective, settings, sizes_of(recipe, views, s["size"]), s["backbone"], s["size"], s["arguments"]
+        ((objective, settings),), (views,) = s["objective"].items(), s["views"].values()
+        case = objective, settings, sizes_of(views, s["size"]), s["backbone"], s["size"], s["arguments"]
         cases[json.dumps(case)] = case
     for case in cases.values():
         look(*case)

@@ -85,6 +85,7 @@ class Pretrain(Optimisation):
     # What the objective's file names so (cnn, transformer, blog): the values of TRAIN and, where it has one of that
     # name, the settings of the preset. A study's own values go first.
     optimisation: Name | None = None
+    online_probe: bool = False  # a linear classifier that learns beside and changes nothing
     on_collapse: Literal["stop", "report"] = "stop"  # stop: exit 76 when all representations have become the same
 
 
@@ -107,6 +108,7 @@ class Probe(Strict):
 
     probe: str = "linear"
     init: Literal["pretrained", "random"] = "pretrained"
+    labels: Fraction = 1.0  # of the training labels; nested, stratified
 
 
 class Attack(Strict):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import resource
 import socket
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,8 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
 
     from sandglass.data.loader import open_split
     from sandglass.engine import train
+    from sandglass.engine.online import OnlineProbe
+    from sandglass.evaluate.features import classify
     from sandglass.objectives import OBJECTIVES
     from sandglass.objectives._check import refuse_misfit
     from sandglass.views.recipes import sizes_of
@@ -129,17 +131,32 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     classes = len(split.info["classes"])
     encoder = _encoder(folder, run, params, classes if kind.needs_labels else 0)
     objective = kind(encoder, values, classes).to(_device(params))
-    (recipe, views), *_ = s["views"].items()
-    refuse_misfit(name, values, sizes_of(recipe, views, s["size"]), encoder)
+    (views,) = s["views"].values()
+    refuse_misfit(name, values, sizes_of(views, s["size"]), encoder)
 
+    online = OnlineProbe(encoder.width, classes, _device(params)) if s["train"]["online_probe"] else None
     task = train.Task(
-        encoder, objective, {}, split, torch.arange(len(split)), s["views"], s["size"], s["train"], _seed(run)
-    )
+        encoder, objective, {}, split, torch.arange(len(split)), s["views"], s["size"], s["train"], _seed(run),
+        online=online,
+    )  # fmt: skip
+    judged = [part for part in ("val", "test") if split.info["counts"].get(part)]
+
+    def judge(part: str) -> list[dict[str, Any]]:
+        rows = classify(encoder, packed, part, s["size"], _device(params), online)
+        return [row | {"metric": f"online_{row['metric']}"} for row in rows]
+
+    if online and "val" in judged:
+        task.each_epoch = _validation(task, 20, lambda: judge("val"), "online_top1")
     if not _fit(run, folder, params, task, say):
         return
+    rows = [row for part in judged for row in judge(part)] if online else []
+    if task.each_epoch:
+        best = max(row["val_online_top1"] for row in _logged(folder) if "val_online_top1" in row)
+        n = split.info["counts"]["val"]  # what is logged has seven digits
+        rows.append({"metric": "online_max_top1", "value": round(best * n) / n, "split": "val", "n": n})  # optimistic
     encoder.model.reset_classifier(0)
     _export(folder, encoder, s)
-    _finish_training(folder, [], task)
+    _finish_training(folder, rows, task)
 
 
 def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
@@ -165,19 +182,13 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
         for name, values in s["auxiliary"].items()
     }
     index = label_fraction(split.labels, s["labels"], seed=seed)
-    every = max(1, s["train"]["epochs"] // 10)
-
-    def validate(epoch: int) -> dict[str, float]:
-        if epoch % every and epoch != s["train"]["epochs"]:
-            return {}
-        rows = classify(encoder, packed, "val", s["size"], device)
-        return {f"val_{row['metric']}": row["value"] for row in rows if row["metric"] in ("top1", "cross_entropy")}
-
-    has_val = split.info["counts"].get("val", 0) > 0
     task = train.Task(
         encoder, objective, auxiliaries, split, torch.as_tensor(index), s["views"], s["size"], s["train"], seed,
-        frozen=frozen, lr_scales=scales, each_epoch=validate if has_val else None,
+        frozen=frozen, lr_scales=scales,
     )  # fmt: skip
+    if split.info["counts"].get("val"):
+        judge = partial(classify, encoder, packed, "val", s["size"], device)
+        task.each_epoch = _validation(task, 10, judge, "top1", "cross_entropy")
     if not _fit(run, folder, params, task, say):
         return
     _save_arrays(folder.results / "labelled.npz", index=np.asarray(index))
@@ -187,22 +198,23 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
 
 def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     from sandglass.evaluate import PROBES
-    from sandglass.evaluate.features import embed
+    from sandglass.evaluate.features import Subject, embed
 
     s = run.settings
     (name, values), *_ = s["probe"].items()
     folder.begin(**_derived(params))
     began = time.monotonic()
-    features = _features(run, folder, params)
-    numbers = PROBES.get(name)(features, values, _seed(run))
-    xy, labels = embed(features.test, features.test_labels)
+    encoder, pretrained = _encoder(folder, run, params, 0), None
+    if s["init"] == "pretrained":
+        pretrained = folder.root / "results" / "pretrain" / run.need("pretrain")
+        _load_weights(encoder, pretrained / "model.safetensors")
+    subject = Subject(encoder, _packed(folder, run), s["size"], _device(params), s["labels"], _seed(run), pretrained)
+    rows = PROBES.get(name)(subject, values, _seed(run))
+    minutes = (time.monotonic() - began) / 60
+    xy, labels = embed(subject.features.test, subject.features.test_labels)
     _save_arrays(folder.results / "embedding.npz", xy=xy, labels=labels)
-    n = len(features.test_labels)
-    rows = [
-        {"metric": key, "value": value, "split": "val" if key.startswith("val_") else "test", "n": n}
-        for key, value in numbers.items()
-    ]
-    folder.finish(rows, minutes=(time.monotonic() - began) / 60)
+    _save_arrays(folder.results / "labelled.npz", index=subject.labelled)
+    folder.finish(rows, minutes=minutes)
 
 
 def _attack(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
@@ -379,6 +391,24 @@ def _fit(run: Run, folder: RunFolder, params: Params, task: Any, say: Say) -> bo
     return leads
 
 
+def _validation(
+    task: Any, times: int, judge: Callable[[], list[dict[str, Any]]], *metrics: str
+) -> Callable[[int], dict[str, float]]:
+    """What `judge` says of some metrics after an epoch, about so many times in a run, and after the last."""
+    every = max(1, math.ceil(task.train["epochs"] / times))
+
+    def each_epoch(epoch: int) -> dict[str, float]:
+        if epoch % every and epoch != task.train["epochs"]:
+            return {}
+        return {f"val_{row['metric']}": row["value"] for row in judge() if row["metric"] in metrics}
+
+    return each_epoch
+
+
+def _logged(folder: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder.results / "metrics.jsonl").read_text().splitlines()]
+
+
 def _view_sheet(path: Path, task: Any) -> None:
     """Eight training images and what the recipe makes of them, for people to look at."""
     from sandglass.data.loader import step_generator
@@ -418,39 +448,12 @@ def _export(folder: RunFolder, encoder: Any, settings: dict[str, Any]) -> None:
 
 def _finish_training(folder: RunFolder, rows: list[dict[str, Any]], task: Any) -> None:
     """The last logged monitors, the cost, and the result."""
-    lines = (folder.results / "metrics.jsonl").read_text().splitlines()
-    logged = [json.loads(line) for line in lines]
-    last = next(row for row in reversed(logged) if "loss" in row)
-    outcome = task.outcome
-    cost = {
-        "minutes": outcome.seconds / 60,
-        "images_per_second": outcome.images / max(outcome.seconds, 1e-9),
-        "peak_memory_gib": _peak_memory_gib(),
-    }
+    last = next(row for row in reversed(_logged(folder)) if "loss" in row)
+    outcome, cost = task.outcome, task.outcome.cost.numbers()
     final = {f"final_{key}": value for key, value in last.items() if key not in ("step", "epoch", "lr")}
     told = {"collapsed": int(outcome.collapsed)} if "on_collapse" in task.train else {}
     rows = rows + [{"metric": key, "value": value, "split": "train"} for key, value in (told | cost | final).items()]
     folder.finish(rows, steps=outcome.steps, attempts=outcome.attempts, **cost)
-
-
-def _peak_memory_gib() -> float:
-    """On a GPU the peak of allocated tensors, else the peak resident size of this process."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _features(run: Run, folder: RunFolder, params: Params) -> Any:
-    """Frozen features of a run's encoder; computed once and shared by all its probes."""
-    from sandglass.evaluate.features import feature_set
-
-    encoder = _encoder(folder, run, params, 0)
-    if run.settings["init"] == "pretrained":
-        _load_weights(encoder, folder.root / "results" / "pretrain" / run.need("pretrain") / "model.safetensors")
-    return feature_set(encoder, _packed(folder, run), run.settings["size"], _device(params))
 
 
 def _save_arrays(path: Path, **arrays: Any) -> None:

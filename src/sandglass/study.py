@@ -22,7 +22,7 @@ from sandglass.errors import Exit, Problem, did_you_mean
 STAGES = ("data", "pretrain", "probe", "finetune", "attack", "report")
 
 # Raise a stage's number when its code changes what it computes: its runs, and all below them, get new names.
-PROTOCOL = {"data": 1, "pretrain": 1, "probe": 1, "finetune": 1, "attack": 1, "report": 1}
+PROTOCOL = {"data": 1, "pretrain": 2, "probe": 2, "finetune": 2, "attack": 1, "report": 1}
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,9 @@ class _Planner:
             parents: list[Run | None] = list(pretrained) if values["init"] == "pretrained" else [None]
             for parent, p in itertools.product(parents, self.idea("probes", values["probe"])):
                 model = parent.columns["backbone"] if parent else backbone
-                columns = (
-                    about | {"backbone": model, "init": values["init"], "probe": values["probe"]} | _origin(parent)
-                )
-                settings = where | self.backbone(model) | {"init": values["init"], "probe": {values["probe"]: p}}
+                own = {key: values[key] for key in ("init", "labels")}
+                columns = about | {"backbone": model, "probe": values["probe"]} | own | _origin(parent)
+                settings = where | self.backbone(model) | {"probe": {values["probe"]: p}} | own
                 needs = (packed, parent) if parent else (packed,)
                 origin = parent.columns["objective"] if parent else "random"
                 self.add("probe", seed, settings, needs, columns, values["probe"], where["data"], model, origin)

@@ -47,7 +47,7 @@ def outcome(objective, backbone, size):
     name, arguments = BACKBONES[backbone]
     settings, recipe, views = settled(objective)
     try:
-        check(objective, settings, sizes_of(recipe, views, size), name, size, arguments)
+        check(objective, settings, sizes_of(views, size), name, size, arguments)
     except Problem as problem:
         return problem
     torch.manual_seed(0)

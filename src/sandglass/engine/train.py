@@ -27,6 +27,8 @@ from sandglass.backbones.grid import Encoder
 from sandglass.config import Engine
 from sandglass.data.loader import Batch, Clock, Split, epoch_order, step_generator
 from sandglass.engine import checkpoint, optim
+from sandglass.engine.cost import Cost
+from sandglass.engine.online import LR_PER_256, OnlineProbe
 from sandglass.engine.progress import Progress
 from sandglass.engine.schedule import learning_rate_factor
 from sandglass.errors import Exit, Problem
@@ -54,18 +56,18 @@ class Task:
     seed: int
     frozen: list[nn.Module] = field(default_factory=list)  # kept in eval mode, without gradients
     lr_scales: dict[str, float] = field(default_factory=dict)  # prefix of encoder.model's names -> factor
+    online: OnlineProbe | None = None  # learns beside, from the features of the first view
     each_epoch: Callable[[int], dict[str, float]] | None = None  # numbers to log at the end of an epoch; process 0
     check: Callable[[], None] = lambda: None  # raises if the run is no longer ours to write
 
 
 @dataclass
 class Outcome:
-    """What training cost."""
+    """What was done."""
 
     steps: int
-    images: int
-    seconds: float  # inside steps, over all attempts
     attempts: int
+    cost: Cost
     collapsed: bool = False  # at the end, all images had nearly the same representation
 
 
@@ -100,10 +102,12 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     modules = nn.ModuleDict(
         {"encoder": task.encoder, "objective": task.objective, "auxiliary": nn.ModuleDict(task.auxiliaries)}
     )
+    if task.online:
+        modules["online"] = task.online
     lr = settings["lr_per_256"] * batch_size / 256
     scales = {f"model.{prefix}": factor for prefix, factor in task.lr_scales.items()}
     groups = optim.parameter_groups(
-        [task.encoder, *list(modules.children())[1:]],
+        [task.encoder, task.objective, *task.auxiliaries.values()],
         settings["weight_decay"],
         scales,
         task.objective.undecayed_rate,
@@ -115,12 +119,12 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
 
     checkpoints, leads = state / "checkpoints", distributed.rank() == 0
     metrics = _Metrics(state / "metrics.jsonl") if leads else None
-    step, seconds, attempts, save_seconds, collapsed = 0, 0.0, 1, 0.0, False
+    step, cost, attempts, save_seconds, collapsed = 0, Cost(), 1, 0.0, False
     if entry := checkpoint.newest(checkpoints):
         saved = checkpoint.load(checkpoints, entry, device)
         modules.load_state_dict(saved["modules"])
         optimizer.load_state_dict(saved["optimizer"])
-        step, seconds, attempts = saved["step"], saved["seconds"], saved["attempts"] + 1
+        step, cost, attempts = saved["step"], Cost(**saved["cost"]), saved["attempts"] + 1
         collapsed, seen = saved["collapsed"], entry["metrics_bytes"]
         say(f"resumed at step {step} of {steps}")
     else:
@@ -136,7 +140,8 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
         task.check()
         tick = time.monotonic()
         whole: dict[str, Any] = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()}
-        whole |= {"step": step, "seconds": seconds, "attempts": attempts, "collapsed": collapsed}
+        cost.look()
+        whole |= {"step": step, "cost": vars(cost), "attempts": attempts, "collapsed": collapsed}
         checkpoint.save(checkpoints, step, whole, metrics_bytes=metrics.flush())
         save_seconds = time.monotonic() - tick
 
@@ -181,7 +186,8 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             optimizer.step()
             step += 1
             task.objective.after_step(task.encoder, step / steps)
-            seconds += time.monotonic() - tick
+            if task.online:
+                task.online.learn(features[0], batch.labels, LR_PER_256 * batch_size / 256 * factor)
             unchecked.append((step, torch.stack((whole_loss, norm.detach())), batch.index))
 
             ends_epoch = step % steps_per_epoch == 0
@@ -197,10 +203,13 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
                 numbers = [value.detach().float().clone() for value in watched.values()]
                 distributed.average(numbers)
                 values = dict(zip(watched, torch.stack(numbers).tolist(), strict=True))
+                if task.online:
+                    values |= task.online.told()
                 if metrics:
                     task.check()
                     metrics.write(step, step / steps_per_epoch, values | {"lr": lr * factor})
                     progress.show(step, values)
+            cost.spent(epoch, batch_size, time.monotonic() - tick)  # at the latest a log step waits for the GPU
             if metrics and ends_epoch and task.each_epoch and (found := task.each_epoch(epoch + 1)):
                 metrics.write(step, epoch + 1, found)
             if ends_epoch:
@@ -214,7 +223,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
                 )
     if metrics:
         metrics.flush()
-    return Outcome(steps, steps * batch_size, seconds, attempts, collapsed)
+    return Outcome(steps, attempts, cost, collapsed)
 
 
 def _batch(task: Task, rows: Tensor, clock: Clock, device: torch.device) -> Batch:

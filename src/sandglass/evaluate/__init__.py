@@ -1,4 +1,8 @@
-"""How what was learned is judged: probes of frozen features and attacks on classifiers; one line here for each."""
+"""How what was learned is judged: probes of frozen features and attacks on classifiers; one line here for each.
+
+A probe is `run(subject, settings, seed) -> rows` (see features.py), an attack
+`run(model, images, labels, settings, seed) -> rows, examples` (see adversarial.py).
+"""
 
 from sandglass.registry import Register
 
@@ -7,6 +11,7 @@ PROBES = Register(
     {
         "knn": "sandglass.evaluate.knn:run",
         "linear": "sandglass.evaluate.linear:run",
+        "linear_augmented": "sandglass.evaluate.linear_augmented:run",
     },
 )
 

@@ -1,4 +1,4 @@
-"""What a frozen encoder says of a whole split, and how right it is.
+"""What a probe judges: a frozen encoder, what it says of a whole split, and how right that is.
 
 Images are seen once, without augmentation, in evaluation mode, in float32 without autocast or TF32. Accuracies are over
 the whole split, never a mean over batches; of equal scores the lowest class is first. This shelf alone opens test data.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sandglass.backbones.grid import Encoder
+from sandglass.backbones.grid import Encoder, Features, judging
 from sandglass.data.loader import Split, open_split
+from sandglass.data.splits import label_fraction
 from sandglass.errors import Exit, Problem
 from sandglass.views.recipes import evaluation_view
+
+Row = dict[str, Any]  # metric, value, split, n; of a share also ci_lo and ci_hi
+Head = Callable[[Features], Tensor]  # to class scores (B,classes)
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Pooled features, float32 (N,D), and labels, int64 (N,), of the three splits; val may be empty."""
+    """Pooled features, float32 (N,D), and labels, int64 (N,), of the three splits; val may be empty.
+
+    Of train, only the images whose labels may be used.
+    """
 
     train: Tensor
     train_labels: Tensor
@@ -36,58 +44,97 @@ class FeatureSet:
     classes: int
 
 
-def feature_set(encoder: Encoder, data_folder: Path, size: int, device: torch.device) -> FeatureSet:
-    """Features of a packed data set, on `device`; `size` in px."""
-    train = open_split(data_folder, "train")
-    splits = {"train": train, "test": open_split(data_folder, "test", evaluating=True)}
+@dataclass(frozen=True)
+class Subject:
+    """What a probe is given."""
+
+    encoder: Encoder
+    packed: Path  # folder of the packed data set
+    size: int  # px
+    device: torch.device
+    labels: float  # share of the training labels that may be used
+    seed: int  # which they are
+    pretrained: Path | None  # folder of the pretraining's results; None: random weights
+
+    @cached_property
+    def labelled(self) -> np.ndarray:
+        """The rows of train whose labels may be used, ascending int64: nested and stratified."""
+        return label_fraction(open_split(self.packed, "train").labels, self.labels, seed=self.seed)
+
+    @cached_property
+    def features(self) -> FeatureSet:
+        return feature_set(self.encoder, self.packed, self.size, self.device, self.labelled)
+
+
+def feature_set(
+    encoder: Encoder, packed: Path, size: int, device: torch.device, labelled: np.ndarray | None = None
+) -> FeatureSet:
+    """Features of a packed data set, on `device`; `size` in px; `labelled`: rows of train, None for all."""
+    train = open_split(packed, "train")
+    splits = {"train": train, "test": open_split(packed, "test", evaluating=True)}
     if train.info["counts"].get("val"):
-        splits["val"] = open_split(data_folder, "val")
-    found = {name: extract(encoder, split, size, device) for name, split in splits.items()}
-    found |= {f"{name}_labels": torch.as_tensor(split.labels, device=device) for name, split in splits.items()}
+        splits["val"] = open_split(packed, "val")
+    rows = {name: np.arange(len(split)) for name, split in splits.items()}
+    if labelled is not None:
+        rows["train"] = labelled
+    found = {name: extract(encoder, split, size, device, rows=rows[name]) for name, split in splits.items()}
+    found |= {
+        f"{name}_labels": torch.as_tensor(split.labels[rows[name]], device=device) for name, split in splits.items()
+    }
     nothing = {"val": found["train"][:0], "val_labels": found["train_labels"][:0]}
     return FeatureSet(**nothing | found, classes=len(train.info["classes"]))
 
 
-def extract(encoder: Encoder, split: Split, size: int, device: torch.device, batch_size: int = 256) -> Tensor:
-    """The pooled feature of every image of a split: float32 (N,D) on `device`."""
-    return _answers(encoder, lambda images: encoder(images).pooled, split, size, device, batch_size)
+def extract(
+    encoder: Encoder,
+    split: Split,
+    size: int,
+    device: torch.device,
+    batch_size: int = 256,
+    rows: np.ndarray | None = None,
+) -> Tensor:
+    """The pooled feature of every image of a split, or of those in `rows`: float32 (N,D) on `device`."""
+    return _answers(encoder, lambda images: encoder(images).pooled, split, size, device, batch_size, rows)
 
 
-def predict_logits(encoder: Encoder, split: Split, size: int, device: torch.device, batch_size: int = 256) -> Tensor:
+def predict_logits(
+    encoder: Encoder, split: Split, size: int, device: torch.device, head: Head | None = None, batch_size: int = 256
+) -> Tensor:
     """The class scores of every image of a split: float32 (N,classes) on `device`."""
-    return _answers(encoder, lambda images: encoder.logits(encoder(images)), split, size, device, batch_size)
+    head = head or encoder.logits
+    return _answers(encoder, lambda images: head(encoder(images)), split, size, device, batch_size)
 
 
-def classify(encoder: Encoder, data_folder: Path, split: str, size: int, device: torch.device) -> list[dict[str, Any]]:
-    """Judge the encoder's own classifier on one split: rows of metric, value, split, n, and the interval of a share."""
-    images = open_split(data_folder, split, evaluating=split == "test")
-    logits = predict_logits(encoder, images, size, device)
-    return [row | {"split": split} for row in accuracy_rows(logits, torch.as_tensor(images.labels, device=device))]
+def classify(
+    encoder: Encoder, packed: Path, split: str, size: int, device: torch.device, head: Head | None = None
+) -> list[Row]:
+    """Judge a classifier, by default the encoder's own, on one split."""
+    images = open_split(packed, split, evaluating=split == "test")
+    logits = predict_logits(encoder, images, size, device, head)
+    return accuracy_rows(logits, torch.as_tensor(images.labels, device=device), split)
 
 
-def accuracy_rows(scores: Tensor, labels: Tensor) -> list[dict[str, Any]]:
-    """scores (N,classes), labels (N,) -> rows: top1 and top5 with Wilson's 95 % interval, macro_top1, cross_entropy."""
+def accuracy_rows(scores: Tensor, labels: Tensor, split: str) -> list[Row]:
+    """scores (N,classes), logits; labels (N,) -> the rows of `hit_rows`, and cross_entropy in nats."""
+    loss = float(F.cross_entropy(scores.double(), labels))
+    rows = hit_rows(places(scores, labels), labels, split)
+    return [*rows, {"metric": "cross_entropy", "value": loss, "split": split, "n": len(labels)}]
+
+
+def hit_rows(place: Tensor, labels: Tensor, split: str) -> list[Row]:
+    """place (N,) as `places` gives it, labels (N,) -> top1 and top5, and macro_top1: the mean over classes of top1."""
+    rows = [share_row(f"top{k}", place < k, split) for k in (1, 5)]
+    recalls = [share(place[labels == label] < 1) for label in labels.unique()]  # of the classes that occur
+    return [*rows, {"metric": "macro_top1", "value": float(np.mean(recalls)), "split": split, "n": len(labels)}]
+
+
+def share_row(metric: str, right: Tensor, split: str) -> Row:
+    """The share of True in `right` (N,) with Wilson's 95 % interval."""
     from scipy import stats  # not at the top: it adds a tenth to the start of every job
 
-    place, n = places(scores, labels), len(labels)
-    rows: list[dict[str, Any]] = []
-    for k in (1, 5):
-        right = int((place < k).sum())
-        interval = stats.binomtest(right, n).proportion_ci(method="wilson")
-        rows.append(
-            {
-                "metric": f"top{k}",
-                "value": right / n,
-                "n": n,
-                "ci_lo": float(interval.low),
-                "ci_hi": float(interval.high),
-            }
-        )
-    hits = (place == 0).double()
-    recalls = [float(hits[labels == label].mean()) for label in labels.unique()]
-    rows.append({"metric": "macro_top1", "value": float(np.mean(recalls)), "n": n})  # over the classes that occur
-    rows.append({"metric": "cross_entropy", "value": float(F.cross_entropy(scores.double(), labels)), "n": n})
-    return rows
+    interval = stats.binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    ends = {"ci_lo": float(interval.low), "ci_hi": float(interval.high)}
+    return {"metric": metric, "value": share(right), "split": split, "n": len(right)} | ends
 
 
 def places(scores: Tensor, labels: Tensor) -> Tensor:
@@ -135,27 +182,28 @@ def plain_float32(device: torch.device) -> Iterator[None]:
 
 
 def _answers(
-    encoder: Encoder, ask: Callable[[Tensor], Tensor], split: Split, size: int, device: torch.device, batch_size: int
+    encoder: Encoder,
+    ask: Callable[[Tensor], Tensor],
+    split: Split,
+    size: int,
+    device: torch.device,
+    batch_size: int,
+    rows: np.ndarray | None = None,
 ) -> Tensor:
     """ask(views) for the whole split, with every module of the encoder in evaluation mode, and then as it was."""
-    modes = {module: module.training for module in encoder.modules()}
-    encoder.eval()
+    rows = np.arange(len(split)) if rows is None else rows
     found = []
-    try:
-        with torch.no_grad(), plain_float32(device):
-            for start in range(0, len(split), batch_size):
-                images, sizes = split.take(np.arange(start, min(start + batch_size, len(split))))
-                found.append(ask(evaluation_view(images.to(device), sizes, size)).float())
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with judging(encoder), plain_float32(device):
+        for start in range(0, len(rows), batch_size):
+            images, sizes = split.take(rows[start : start + batch_size])
+            found.append(ask(evaluation_view(images.to(device), sizes, size)).float())
     answers = torch.cat(found)
     if not answers.isfinite().all():
         bad = int((~answers.isfinite().all(dim=1)).sum())
         raise Problem(
             "E-101",
             Exit.DIVERGED,
-            f"the encoder's answers are not finite for {bad:,} of {len(split):,} images",
+            f"the encoder's answers are not finite for {bad:,} of {len(rows):,} images",
             why="its weights are not finite, or its activations overflow float32",
             fix="train again with a lower learning rate or with clip_norm",
         )

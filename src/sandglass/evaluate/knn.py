@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sandglass.evaluate.features import FeatureSet, places, share
+from sandglass.evaluate.features import Row, Subject, hit_rows, places
 
 PAPER = "arXiv 1805.01978"
 
 SETTINGS = {
-    "k": (200, 1, 100000),  # neighbours; at most the number of training images
+    "k": (200, 1, 100000),  # neighbours; see `neighbours`
     "temperature": (0.1, 0.001, 100.0),
 }
 
@@ -29,19 +29,27 @@ PRESETS = {
 CHUNK = 2**24  # similarities held at once
 
 
-def run(features: FeatureSet, settings: dict[str, Any], seed: int) -> dict[str, float]:
-    """Shares right on test and, if there is one, val; the k that was used. Draws nothing: `seed` changes nothing."""
-    k, temperature = min(settings["k"], len(features.train)), settings["temperature"]
+def run(subject: Subject, settings: dict[str, Any], seed: int) -> list[Row]:
+    """Accuracies on test and, if there is one, val; the k that was used. Draws nothing: `seed` changes nothing."""
+    features = subject.features
+    k = neighbours(settings["k"], len(features.train), features.classes, subject.labels)
 
-    def place(queries: Tensor, labels: Tensor) -> Tensor:
-        scores = vote(queries, features.train, features.train_labels, features.classes, k, temperature)
-        return places(scores, labels)
+    def judged(queries: Tensor, labels: Tensor, split: str) -> list[Row]:
+        scores = vote(queries, features.train, features.train_labels, features.classes, k, settings["temperature"])
+        return hit_rows(places(scores, labels), labels, split)
 
-    numbers = {}
-    if len(features.val):
-        numbers["val_top1"] = share(place(features.val, features.val_labels) < 1)
-    test = place(features.test, features.test_labels)
-    return numbers | {"top1": share(test < 1), "top5": share(test < 5), "k": k, "n": len(test)}
+    rows = judged(features.val, features.val_labels, "val") if len(features.val) else []
+    rows += judged(features.test, features.test_labels, "test")
+    return [*rows, {"metric": "k", "value": k, "split": "test"}]
+
+
+def neighbours(k: int, images: int, classes: int, labels: float) -> int:
+    """Of the k asked for, as many as there are `images` with labels.
+
+    Where only a share of the labels may be used, at most 20 and at most an average class: with 97 images of ten classes
+    the 200 nearest would be all of them, and most of another class.
+    """
+    return min(k, images) if labels == 1 else min(k, 20, max(1, images // classes))
 
 
 def vote(queries: Tensor, bank: Tensor, bank_labels: Tensor, classes: int, k: int, temperature: float) -> Tensor:

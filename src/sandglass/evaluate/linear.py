@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sandglass.errors import Exit, Problem
-from sandglass.evaluate.features import FeatureSet, places, share
+from sandglass.evaluate.features import Row, Subject, accuracy_rows, places, share, share_row
 
 SETTINGS = {
     "l2": [1e-06, 1e-05, 1e-04, 1e-03, 1e-02, 1e-01, 1.0],  # the grid
@@ -21,12 +21,13 @@ SETTINGS = {
 }
 
 
-def run(features: FeatureSet, settings: dict[str, Any], seed: int) -> dict[str, float]:
-    """Shares right on test, with the l2 chosen on val. Draws nothing: `seed` changes nothing.
+def run(subject: Subject, settings: dict[str, Any], seed: int) -> list[Row]:
+    """Accuracies on val and test, with the l2 chosen on val. Draws nothing: `seed` changes nothing.
 
     "majority" is what the commonest class of test would get; "gradient" is the largest entry of the gradient of the
     chosen fit, near 0 if it converged. Raises Problem E-120 if there is a grid to choose from and no validation split.
     """
+    features = subject.features
     grid = sorted(set(settings["l2"]), reverse=True)
     if len(grid) > 1 and not len(features.val):
         raise Problem(
@@ -52,18 +53,16 @@ def run(features: FeatureSet, settings: dict[str, Any], seed: int) -> dict[str, 
         if best is None or (top1, -cross_entropy) > best[0]:  # of equal accuracies the surer one
             best = (top1, -cross_entropy), l2, weights
     assert best is not None
-    (top1, _), l2, weights = best
-    numbers = {"val_top1": top1} if len(val) else {}
+    _, l2, weights = best
+    rows = accuracy_rows(_scores(val, weights), features.val_labels, "val") if len(val) else []
+    rows += accuracy_rows(_scores(standard(features.test), weights), features.test_labels, "test")
     gradient = torch.func.grad(objective)(weights, train, features.train_labels, l2).abs().max()
-    place = places(_scores(standard(features.test), weights), features.test_labels)
-    return numbers | {
-        "top1": share(place < 1),
-        "top5": share(place < 5),
-        "l2": l2,
-        "n": len(place),
-        "majority": int(features.test_labels.bincount().max()) / len(place),
-        "gradient": float(gradient),
-    }
+    return [
+        *rows,
+        share_row("majority", features.test_labels == features.test_labels.bincount().argmax(), "test"),
+        {"metric": "l2", "value": l2, "split": "val"},
+        {"metric": "gradient", "value": float(gradient), "split": "train"},
+    ]
 
 
 def objective(weights: Tensor, rows: Tensor, labels: Tensor, l2: float) -> Tensor:
