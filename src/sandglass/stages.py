@@ -154,8 +154,10 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
         best = max(row["val_online_top1"] for row in _logged(folder) if "val_online_top1" in row)
         n = split.info["counts"]["val"]  # what is logged has seven digits
         rows.append({"metric": "online_max_top1", "value": round(best * n) / n, "split": "val", "n": n})  # optimistic
+    encoder = objective.judged(encoder)
     encoder.model.reset_classifier(0)
     _export(folder, encoder, s)
+    _export_objective(folder, objective)
     _finish_training(folder, rows, task)
 
 
@@ -444,6 +446,15 @@ def _export(folder: RunFolder, encoder: Any, settings: dict[str, Any]) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_atomic(folder.results / "model.safetensors", save(weights))
     write_json(folder.results / "config.json", config)
+
+
+def _export_objective(folder: RunFolder, objective: Any) -> None:
+    """objective.safetensors: what `assign` needs, of an objective that makes clusters."""
+    from safetensors.torch import save
+
+    state = objective.state_dict()
+    if kept := {name: state[name].cpu().contiguous() for name in state if name.startswith(objective.kept)}:
+        write_atomic(folder.results / "objective.safetensors", save(kept))
 
 
 def _finish_training(folder: RunFolder, rows: list[dict[str, Any]], task: Any) -> None:

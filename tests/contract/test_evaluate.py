@@ -14,7 +14,7 @@ from sandglass.config import resolve
 from sandglass.evaluate import ATTACKS, PROBES
 from sandglass.evaluate.features import FeatureSet
 
-PROBE_CASES = [(name, preset) for name in PROBES for preset in (None, *PROBES.presets(name))]
+PROBE_CASES = [(name, preset) for name in PROBES if name != "clusters" for preset in (None, *PROBES.presets(name))]
 ATTACK_CASES = [(name, preset) for name in ATTACKS for preset in (None, *ATTACKS.presets(name))]
 
 

@@ -283,8 +283,7 @@ def _collapsed(task: Task, step: int, epoch: int) -> bool:
             "T-106",
             Exit.DIVERGED,
             f"collapse: every image has nearly the same representation at step {step}, the end of epoch {epoch}",
-            why=f"the deviation of what the loss compares is {spread:.3g} of that of spread points, "
-            f"the alarm is at {task.objective.alarm:g}",
+            why=f"{task.objective.measure} is {spread:.3g}, the alarm is at {task.objective.alarm:g}",
             fix=f"{task.objective.remedy}; or pretrain.on_collapse: report, to let it run and be reported",
         )
     for name, auxiliary in task.auxiliaries.items():

@@ -9,6 +9,7 @@ from sandglass.registry import Register
 PROBES = Register(
     "probe",
     {
+        "clusters": "sandglass.evaluate.clusters:run",
         "knn": "sandglass.evaluate.knn:run",
         "linear": "sandglass.evaluate.linear:run",
         "linear_augmented": "sandglass.evaluate.linear_augmented:run",

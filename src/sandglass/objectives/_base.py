@@ -5,6 +5,8 @@
     objective.after_step(encoder, progress)                  after the optimiser: momentum targets
     objective.monitor(features, batch)                       at log steps only: is it collapsing?
     objective.spread()                                       at the end of an epoch: if below `alarm`, it has collapsed
+    objective.judged(encoder)                                after the last step: the encoder that is kept and judged
+    objective.assign(pooled)                                 if it makes clusters: the clusters of its images
 
 All its state, targets and queues too, is in state_dict, so that a resumed run is the same run. What it draws, it draws
 with `batch.drawn`; where it is in the run, it reads from `batch.clock`; rows of other processes come from
@@ -37,6 +39,8 @@ class Objective(nn.Module, ABC):
     needs_labels = False
     together = False  # batch norm sees all views of one size at once, instead of every view by itself
     undecayed_rate: tuple[str, ...] = ()  # prefixes of its parameters whose learning rate keeps its peak
+    kept: tuple[str, ...] = ()  # prefixes of its own state that `assign` needs after training
+    measure = "the deviation of what the loss compares, of that of spread points,"  # what `spread` is, in words
     alarm = 0.2  # of `spread`
     remedy = "a lower lr_per_256, a longer warmup_epochs, or a larger batch_size"
 
@@ -60,6 +64,14 @@ class Objective(nn.Module, ABC):
     def after_step(self, encoder: Encoder, progress: float) -> None:
         """`progress`: optimiser steps done / steps in all, in (0, 1]."""
 
+    def judged(self, encoder: Encoder) -> Encoder:
+        """Which encoder is exported and judged: the one that was taught, or a copy that is better than it."""
+        return encoder
+
+    def assign(self, pooled: Tensor) -> Tensor:
+        """Pooled features (N, C) of the judged encoder -> scores (N, clusters): an image is in that of its largest."""
+        raise NotImplementedError
+
     def monitor(self, features: list[Features], batch: Batch) -> dict[str, Tensor]:
         """Collapse monitors of the pooled features (B, C) of the first view."""
         return collapse(features[0].pooled)
@@ -77,6 +89,12 @@ class Objective(nn.Module, ABC):
 def deviation(rows: Tensor) -> Tensor:
     """(B, D): mean over dimensions of the deviation over the batch of the unit rows, times sqrt(D)."""
     return nn.functional.normalize(rows.float(), dim=1).std(0).mean() * rows.shape[1] ** 0.5
+
+
+@torch.no_grad()
+def information(chances: Tensor) -> Tensor:
+    """(B, K), rows sum to 1: H(mean row) - mean H(row) in nats, what a row tells of its image; 0 if all are equal."""
+    return torch.special.entr(chances.mean(0)).sum() - torch.special.entr(chances).sum(1).mean()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What several objectives share: seeing views, momentum copies, their schedule, and a measure of collapse."""
+"""What several objectives share: seeing views, momentum copies, their schedule, queues, and a measure of collapse."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sandglass.backbones.grid import Features
+from sandglass.errors import Exit, Problem
 
 
 def see(encoder: nn.Module, views: list[Tensor], together: bool) -> list[Features]:
@@ -25,6 +26,28 @@ def see(encoder: nn.Module, views: list[Tensor], together: bool) -> list[Feature
         parts = zip(whole.raw.chunk(len(at)), whole.grid.chunk(len(at)), whole.pooled.chunk(len(at)), strict=True)
         found |= {i: Features(*part) for i, part in zip(at, parts, strict=True)}
     return [found[i] for i in range(len(views))]
+
+
+def large(views: list[Tensor]) -> int:
+    """How many views are of the largest size: they come first. Raises Problem T-166 (78) if fewer than two do."""
+    sides = [view.shape[-1] for view in views]
+    count = sides.count(max(sides))
+    if count < 2 or min(sides[:count]) < max(sides):
+        what = f"two large views, then any number of smaller ones, are needed; these have sides of {sides} px"
+        raise Problem("T-166", Exit.CONFIG, what, fix="pretrain.views: multi_crop, or a recipe with count: 2")
+    return count
+
+
+@torch.no_grad()
+def enqueue(queue: Tensor, rows: Tensor, step: int) -> None:
+    """Put rows (n, ...) where the oldest of `queue` (length, ...) are; every step before this one has put n rows too.
+
+    So the place follows from the step, and the queue is full when step * n reaches its length.
+    """
+    n, length = len(rows), len(queue)
+    if length:
+        places = (step * n + torch.arange(n, device=queue.device)) % length
+        queue[places[-length:]] = rows[-length:].to(queue.dtype)  # of more rows than there are places, the last
 
 
 def still(module: nn.Module) -> nn.Module:
