@@ -10,7 +10,7 @@ from sandglass.backbones.grid import build
 from sandglass.data.loader import Batch, step_generator
 from sandglass.objectives._base import collapse
 from sandglass.objectives._parts import cosine, follow, still
-from sandglass.objectives.byol import PRESETS, TRAIN, BYOL
+from sandglass.objectives.byol import BYOL, PRESETS, TRAIN
 
 SETTINGS = {"hidden": 16, "out": 8, "momentum": 0.9, "momentum_end": 1.0}
 
