@@ -37,8 +37,8 @@ def small(tmp_path_factory, repo, shared_data):
     data = {"sets": {name: own for name in SETS.values()}, "store_size": 40}
     studies = {name: dict(shipped[name]) for name in LEFT_OUT}
     for name, study in studies.items():
-        study |= {"size": 32, "backbone": "resnet_toy", "seeds": [0], "exclude": LEFT_OUT[name]}
-        study["pretrain"] = study["pretrain"] | {"epochs": 1, "batch_size": 100, "warmup_epochs": 0.0}
+        study |= {"size": 32, "backbone": "toy", "seeds": [0], "exclude": LEFT_OUT[name]}
+        study["pretrain"] = study["pretrain"] | {"epochs": 1, "batch_size": 128, "warmup_epochs": 0.0}
         study["probe"] = {"probe": "linear_augmented"}
         study["objectives"] = {key: values | study["objectives"].get(key, {}) for key, values in WIDTHS.items()}
     probes = {"linear_augmented": {"epochs": 1, "least_steps": 0, "lr_per_256": [0.1]}}
@@ -62,7 +62,7 @@ def test_a_study_runs_and_its_table_is_laid_out(small, name):
     assert len(ours) == RUN[name] * 2 * metrics and set(ours["model"]) == set(METHODS)  # the probe and the one online
     assert ours["mean"].between(0, 1).all() and (ours["test images"] == 250).all() and (ours["collapsed"] == 0).all()
     for reason in (
-        "backbone resnet_toy, theirs resnet18",
+        "backbone toy, theirs resnet18",
         "size 32, theirs 224",
         "epochs 1, theirs 200",
         "protocol unknown",
