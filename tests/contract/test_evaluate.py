@@ -4,29 +4,62 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from sandglass.backbones.grid import Features
 from sandglass.config import resolve
 from sandglass.evaluate import ATTACKS, PROBES
-from sandglass.evaluate.features import FeatureSet
+from sandglass.evaluate.features import Row, Subject
 
-PROBE_CASES = [(name, preset) for name in PROBES if name != "clusters" for preset in (None, *PROBES.presets(name))]
+SHORT = {"linear_augmented": {"epochs": 50, "least_steps": 0}}
+JUDGED = [name for name in PROBES if name != "clusters"]  # which judges what a pretraining left
+PROBE_CASES = [(name, preset) for name in JUDGED for preset in (None, *PROBES.presets(name))]
 ATTACK_CASES = [(name, preset) for name in ATTACKS for preset in (None, *ATTACKS.presets(name))]
 
 
-def blobs(distance: float) -> FeatureSet:
-    """Three classes of unit Gaussians, their centres `distance` from the origin; classes 3 to 6 are empty."""
+class Colour(nn.Module):
+    """An encoder without weights: the mean colour of an image, in deviations of `blobs` from their origin."""
+
+    width = 3
+
+    def forward(self, images: Tensor) -> Features:
+        grid = (images * 255 - 60) / 6
+        return Features(grid, grid, grid.mean((2, 3)))
+
+
+def blobs(folder: Path, distance: float) -> Path:
+    """Packed 4 x 4 images of one colour each: three classes of unit Gaussians (of 6 levels), their centres `distance`
+    from the origin, a grey of level 60; classes 3 to 6 are empty."""
     generator = torch.Generator().manual_seed(0)
-
-    def part(n: int) -> tuple[Tensor, Tensor]:
+    folder.mkdir()
+    counts = {"train": 300, "val": 150, "test": 600}
+    for part, n in counts.items():
         labels = torch.arange(n) % 3
-        return torch.randn(n, 8, generator=generator) + distance * torch.eye(8)[labels], labels
+        colours = torch.randn(n, 3, generator=generator) + distance * torch.eye(3)[labels]
+        images = (colours * 6 + 60).round().clamp(0, 255).byte()[:, :, None, None].expand(n, 3, 4, 4)
+        arrays = {"": images.numpy(), "_labels": labels.numpy(), "_sizes": np.full((n, 2), 4)}
+        for name, values in arrays.items():
+            np.save(folder / f"{part}{name}.npy", values)
+    (folder / "info.json").write_text(json.dumps({"name": "blobs", "counts": counts, "classes": [*"abcdefg"]}))
+    return folder
 
-    return FeatureSet(*part(300), *part(150), *part(600), classes=7)
+
+def subject(packed: Path, labels: float = 1.0) -> Subject:
+    return Subject(Colour(), packed, 4, torch.device("cpu"), labels, seed=0, pretrained=None)  # type: ignore[arg-type]
+
+
+def chosen(name: str, preset: str | None) -> dict[str, Any]:
+    return resolve(PROBES, name, SHORT.get(name, {}) | ({"preset": preset} if preset else {}))
+
+
+def accuracy(rows: list[Row], split: str) -> float:
+    return next(row["value"] for row in rows if row["metric"] == "top1" and row["split"] == split)
 
 
 def test_reading_the_registers_imports_no_torch() -> None:
@@ -45,25 +78,43 @@ def test_presets_name_declared_settings(register, name: str) -> None:  # type: i
 
 
 @pytest.mark.parametrize("name, preset", PROBE_CASES)
-def test_a_probe_returns_flat_numbers_and_repeats_itself(name: str, preset: str | None) -> None:
-    features, settings = blobs(2.0), resolve(PROBES, name, {"preset": preset} if preset else {})
-    before = features.train.clone()
-    numbers = PROBES.get(name)(features, settings, 0)
-    assert {"top1", "top5", "val_top1", "n"} <= set(numbers)
-    assert all(isinstance(value, int | float) and math.isfinite(value) for value in numbers.values())
-    assert numbers["n"] == 600
-    assert json.loads(json.dumps(numbers)) == numbers
-    assert PROBES.get(name)(features, settings, 0) == numbers
-    assert torch.equal(features.train, before)
+def test_a_probe_returns_rows_and_repeats_itself(name: str, preset: str | None, tmp_path: Path) -> None:
+    judged, settings = subject(blobs(tmp_path / "blobs", 2.0)), chosen(name, preset)
+    judged.encoder.train()
+    rows, state = PROBES.get(name)(judged, settings, 0), torch.get_rng_state()
+    assert rows and json.loads(json.dumps(rows)) == rows
+    assert len({(row["metric"], row["split"]) for row in rows}) == len(rows)
+    for row in rows:
+        assert math.isfinite(row["value"]) and row["split"] in ("train", "val", "test")
+        if "ci_lo" in row:
+            assert 0 <= row["ci_lo"] <= row["value"] <= row["ci_hi"] <= 1 and row["n"] > 0
+    assert PROBES.get(name)(subject(judged.packed), settings, 0) == rows
+    assert torch.equal(torch.get_rng_state(), state) and judged.encoder.training
 
 
 @pytest.mark.parametrize("name, preset", PROBE_CASES)
-def test_a_probe_sees_what_is_there_and_nothing_more(name: str, preset: str | None) -> None:
-    settings = resolve(PROBES, name, {"preset": preset} if preset else {})
-    apart = PROBES.get(name)(blobs(20.0), settings, 0)
-    assert apart["top1"] == apart["val_top1"] == 1
-    nothing = PROBES.get(name)(blobs(0.0), settings, 0)
-    assert abs(nothing["top1"] - 1 / 3) < 4 * (2 / 9 / 600) ** 0.5  # four standard deviations of guessing
+def test_a_probe_sees_what_is_there_and_nothing_more(name: str, preset: str | None, tmp_path: Path) -> None:
+    apart = PROBES.get(name)(subject(blobs(tmp_path / "apart", 20.0)), chosen(name, preset), 0)
+    assert accuracy(apart, "test") == accuracy(apart, "val") == 1
+    nothing = PROBES.get(name)(subject(blobs(tmp_path / "nothing", 0.0)), chosen(name, preset), 0)
+    assert abs(accuracy(nothing, "test") - 1 / 3) < 4 * (2 / 9 / 600) ** 0.5  # four standard deviations of guessing
+    told = {(row["metric"], row["split"]): row for row in nothing}
+    for split, n in (("val", 150), ("test", 600)):
+        assert {told[metric, split]["n"] for metric in ("top1", "top5", "macro_top1")} == {n}
+        assert {"ci_lo", "ci_hi"} <= set(told["top1", split]) & set(told["top5", split])
+
+
+@pytest.mark.parametrize("name, preset", PROBE_CASES)
+def test_images_whose_labels_may_not_be_used_are_of_no_account(name: str, preset: str | None, tmp_path: Path) -> None:
+    judged = subject(blobs(tmp_path / "blobs", 2.0), labels=0.1)
+    assert len(judged.labelled) == len(judged.features.train) == 30
+    rows = PROBES.get(name)(judged, chosen(name, preset), 0)
+    images = np.load(judged.packed / "train.npy")
+    others = np.setdiff1d(np.arange(300), judged.labelled)
+    images[others] = 255 - images[others]
+    np.save(judged.packed / "train.npy", images)
+    assert PROBES.get(name)(subject(judged.packed, labels=0.1), chosen(name, preset), 0) == rows
+    assert PROBES.get(name)(subject(judged.packed), chosen(name, preset), 0) != rows
 
 
 @pytest.mark.parametrize("name, preset", ATTACK_CASES)

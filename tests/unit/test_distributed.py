@@ -11,8 +11,9 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from sandglass import distributed
-from sandglass.backbones.grid import build
+from sandglass.backbones.grid import Features, build
 from sandglass.data.loader import Batch, step_generator
+from sandglass.engine.online import OnlineProbe
 from sandglass.objectives.byol import BYOL
 from sandglass.objectives.byol import SETTINGS as BYOL_SETTINGS
 from sandglass.registry import default
@@ -58,6 +59,16 @@ def byol():
     return {"byol": gradients(both), "byol buffers": torch.cat([b.double().flatten() for b in both.buffers()])}
 
 
+def online():
+    """A probe that learns beside: every half of a batch has labels of its own, and not as many."""
+    torch.manual_seed(5)
+    probe = OnlineProbe(6, 3, torch.device("cpu"))
+    for lr in (0.5, 0.2):
+        rows, labels = torch.randn(IMAGES, 6), torch.tensor([0, 1, 2, 0, -1, -1, 1, -1])
+        probe.learn(Features(rows, rows, half(rows)), half(labels), lr)
+    return {"online": probe.weights, "online accuracy": torch.tensor(probe.told()["online_train_top1"])}
+
+
 def everything():
     """What one process, or each of two, computes."""
     torch.manual_seed(2)
@@ -71,7 +82,7 @@ def everything():
     (y * half(wanted)).sum(1).mean().backward()
     found |= {"norm": distributed.gather(y.detach()), "norm gradient": gradients(model)}
     found["running"] = torch.cat([b.double().flatten() for b in model.buffers()])
-    return found | byol()
+    return found | byol() | online()
 
 
 def process(rank, folder):
@@ -105,10 +116,16 @@ def alone():
     return everything()
 
 
-@pytest.mark.parametrize("what", ["contrastive", "byol", "byol buffers"])
+@pytest.mark.parametrize("what", ["contrastive", "byol", "byol buffers", "online accuracy"])
 def test_two_halves_give_what_the_whole_batch_gives(both, alone, what):
     for found in both:
         torch.testing.assert_close(found[what], alone[what], rtol=1e-9, atol=1e-11)
+
+
+def test_two_halves_teach_the_online_probe_what_the_whole_batch_teaches(both, alone):
+    assert alone["online"].abs().max() > 0.1
+    for found in both:
+        torch.testing.assert_close(found["online"], alone["online"], rtol=1e-5, atol=1e-7)  # it works in float32
 
 
 @pytest.mark.parametrize("what", ["norm", "norm gradient", "running"])

@@ -94,7 +94,7 @@ def fit(subject: Subject, grid: list[float], settings: dict[str, Any], seed: int
     if not all(bool(p.isfinite().all()) for head in heads for p in head.parameters()):
         what = "the encoder's answers to augmented views are not finite"
         raise Problem("E-121", Exit.DIVERGED, what, fix="train it again with a lower learning rate or with clip_norm")
-    return heads
+    return [head.requires_grad_(False) for head in heads]
 
 
 def _zero(width: int, classes: int, device: torch.device) -> nn.Linear:

@@ -237,8 +237,8 @@ def _views(
             pixels = images.index_select(0, source[part].to(images.device))
             _apply({key: value[part] for key, value in draws.items()}, settings, pixels, views[part])
     places = [
-        Places(part["rows"], part["columns"], size, part, settings["confusion_trim"])
-        for part in ({key: value.chunk(copies)[i] for key, value in draws.items()} for i in range(copies))
+        Places(drawn["rows"], drawn["columns"], size, drawn, settings["confusion_trim"])
+        for drawn in ({key: value.chunk(copies)[i] for key, value in draws.items()} for i in range(copies))
     ]
     return list(views.chunk(copies)), places
 

@@ -21,6 +21,17 @@ def test_imagenette_fractions_have_the_known_sizes(fraction: float, total: int) 
     assert len(label_fraction(shuffled(IMAGENETTE), fraction, seed=3)) == total
 
 
+def test_imagewoof_at_one_percent_has_the_known_size() -> None:
+    """9,025 images: 804 foxhounds less 224 for validation, two classes of 1,350 less 401, seven of 921 to 943."""
+    counts = [580, 949, 949, 921, 943, 936, 936, 937, 937, 937]
+    labels = shuffled(counts)
+    one, ten, all_ = (label_fraction(labels, f, seed=1) for f in (0.01, 0.1, 1.0))
+    assert len(one) == 87 and len(all_) == sum(counts) == 9025
+    assert np.bincount(labels[one]).tolist() == [6] + 9 * [9]
+    assert np.bincount(labels[ten]).tolist() == [round(0.1 * n) for n in counts]
+    assert set(one) < set(ten) < set(all_)
+
+
 def test_each_class_gives_its_share_and_at_least_one() -> None:
     labels = shuffled([200, 30, 1])
     chosen = label_fraction(labels, 0.1, seed=0)

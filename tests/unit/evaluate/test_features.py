@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sandglass.backbones.grid import Encoder, build
 from sandglass.data import catalog, pack
+from sandglass.data.loader import open_split
+from sandglass.data.splits import label_fraction
 from sandglass.errors import Problem
 from sandglass.evaluate import features
 from sandglass.evaluate.adversarial import under_attack
@@ -115,7 +117,7 @@ def test_places_equal_a_stable_sort() -> None:
 def test_accuracies_by_hand() -> None:
     """Class 0: three of four right; class 1: none of one; class 2 does not occur."""
     scores = torch.tensor([[3.0, 1, 0], [2, 1, 0], [1, 1, 0], [0, 1, 2], [5, 4, 3]])
-    rows = {row["metric"]: row for row in features.accuracy_rows(scores, torch.tensor([0, 0, 0, 0, 1]))}
+    rows = {row["metric"]: row for row in features.accuracy_rows(scores, torch.tensor([0, 0, 0, 0, 1]), "val")}
     assert rows["top1"]["value"] == pytest.approx(3 / 5)
     assert rows["top5"]["value"] == 1
     assert rows["macro_top1"]["value"] == pytest.approx((3 / 4 + 0) / 2)
@@ -125,7 +127,7 @@ def test_accuracies_by_hand() -> None:
     centre, reach = p + z**2 / 2 / n, z * np.sqrt(p * (1 - p) / n + z**2 / 4 / n**2)
     assert rows["top1"]["ci_lo"] == pytest.approx((centre - reach) / (1 + z**2 / n))
     assert rows["top1"]["ci_hi"] == pytest.approx((centre + reach) / (1 + z**2 / n))
-    assert {row["n"] for row in rows.values()} == {5}
+    assert {(row["n"], row["split"]) for row in rows.values()} == {(5, "val")}
 
 
 def test_embedding_equals_scikit_learn_and_does_not_flip() -> None:
@@ -164,6 +166,25 @@ def test_feature_set_of_a_packed_data_set(digits: Path) -> None:
 def test_without_a_validation_split_its_part_is_empty(tmp_path: Path) -> None:
     found = features.feature_set(encoder(10), packed(tmp_path, val_fraction=0), SIZE, CPU)
     assert (len(found.train), found.val.shape, len(found.val_labels), len(found.test)) == (1438, (0, 32), 0, 359)
+
+
+def test_a_subject_is_seen_once_and_with_the_labels_it_may_use(digits: Path) -> None:
+    whole = features.Subject(encoder(10), digits, SIZE, CPU, labels=1.0, seed=3, pretrained=None)
+    few = features.Subject(encoder(10), digits, SIZE, CPU, labels=0.05, seed=3, pretrained=None)
+    assert few.features is few.features
+    every = open_split(digits, "train")
+    assert few.labelled.tolist() == label_fraction(every.labels, 0.05, seed=3).tolist()
+    assert len(whole.labelled) == len(every) > 10 * len(few.labelled)
+    assert few.features.train_labels.tolist() == every.labels[few.labelled].tolist()
+    torch.testing.assert_close(few.features.train, whole.features.train[few.labelled], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(few.features.test, whole.features.test)
+
+
+def test_another_head_is_judged_in_place_of_the_encoders_own(digits: Path) -> None:
+    net = encoder(10)
+    rows = features.classify(net, digits, "val", SIZE, CPU, lambda found: F.one_hot(found.pooled.argmax(1) * 0, 10))
+    zeros = int((open_split(digits, "val").labels == 0).sum())
+    assert rows[0]["metric"] == "top1" and rows[0]["value"] == zeros / rows[0]["n"]
 
 
 def test_classify_is_the_accuracy_of_the_pooled_split(digits: Path) -> None:

@@ -1,5 +1,6 @@
 """kNN against lightly's own and scikit-learn's, and at the ends of its two settings."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from lightly.utils.benchmarking import knn_predict
 from sklearn.datasets import load_digits
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from sandglass.config import resolve
@@ -23,8 +25,10 @@ def digits() -> FeatureSet:
     )
 
 
-def probe(features: FeatureSet, **overrides: Any) -> dict[str, float]:
-    return knn.run(features, resolve(PROBES, "knn", overrides), seed=0)
+def probe(features: FeatureSet, labels: float = 1.0, **overrides: Any) -> dict[str, float]:
+    subject = SimpleNamespace(features=features, labels=labels)
+    rows = knn.run(subject, resolve(PROBES, "knn", overrides), seed=0)
+    return {("val_" if row["split"] == "val" else "") + row["metric"]: row["value"] for row in rows}
 
 
 @pytest.mark.parametrize("k, temperature", [(200, 0.1), (20, 0.07), (1, 1.0)])
@@ -69,6 +73,33 @@ def test_k_is_at_most_the_bank_and_is_told() -> None:
     assert probe(few, k=200) == probe(few, k=7)
 
 
+@pytest.mark.parametrize(
+    ("k", "images", "labels", "used"),
+    [(200, 97, 0.01, 9), (200, 947, 0.1, 20), (5, 947, 0.1, 5), (200, 7, 0.01, 1), (200, 947, 1.0, 200)],
+)
+def test_with_few_labels_there_are_at_most_twenty_neighbours_and_no_more_than_a_class_has(
+    k: int, images: int, labels: float, used: int
+) -> None:
+    """Counts of ImageNette at 1 % and 10 % of its labels, ten classes."""
+    assert knn.neighbours(k, images, 10, labels) == used
+
+
+def test_few_labels_are_told_from_the_share_that_may_be_used() -> None:
+    d = digits()
+    assert probe(d, labels=0.1) == probe(d, k=20) != probe(d)
+
+
+def test_the_mean_over_classes_differs_from_that_over_images() -> None:
+    """Scikit-learn's balanced accuracy, where one class has most of the images."""
+    d = digits()
+    keep = (d.test_labels == 8) | (torch.arange(300) % 3 == 0)
+    uneven = FeatureSet(d.train, d.train_labels, d.val, d.val_labels, d.test[keep], d.test_labels[keep], 10)
+    theirs = KNeighborsClassifier(1, metric="cosine").fit(d.train, d.train_labels).predict(uneven.test)
+    found = probe(uneven, k=1)
+    assert found["macro_top1"] == pytest.approx(balanced_accuracy_score(uneven.test_labels, theirs))
+    assert found["macro_top1"] != pytest.approx(found["top1"], abs=1e-4)
+
+
 def test_chunks_and_scale_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     d = digits()
     whole = probe(d)
@@ -80,5 +111,4 @@ def test_chunks_and_scale_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_a_validation_split_there_is_no_validation_figure() -> None:
     d = digits()
     found = probe(FeatureSet(d.train, d.train_labels, d.val[:0], d.val_labels[:0], d.test, d.test_labels, 10))
-    assert set(found) == {"top1", "top5", "k", "n"}
-    assert found["n"] == 300
+    assert set(found) == {"top1", "top5", "macro_top1", "k"}

@@ -1,6 +1,7 @@
 """The linear probe against scikit-learn's logistic regression, at the ends of its penalty, and what it looks at."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ def digits() -> FeatureSet:
 
 
 def probe(features: FeatureSet, **overrides: Any) -> dict[str, float]:
-    return linear.run(features, resolve(PROBES, "linear", overrides), seed=0)
+    rows = linear.run(SimpleNamespace(features=features), resolve(PROBES, "linear", overrides), seed=0)
+    return {("val_" if row["split"] == "val" else "") + row["metric"]: row["value"] for row in rows}
 
 
 @pytest.mark.parametrize("l2", [1e-4, 1e-2, 1.0])
@@ -67,9 +69,9 @@ def test_the_penalty_is_chosen_on_val_and_test_is_only_told() -> None:
     d = digits()
     found = probe(d)
     tops = {l2: probe(d, l2=[l2])["val_top1"] for l2 in resolve(PROBES, "linear", {})["l2"]}
-    assert found["val_top1"] == max(tops.values()) == tops[found["l2"]]
+    assert found["val_top1"] == max(tops.values()) == tops[found["val_l2"]]
     scrambled = probe(dataclasses.replace(d, test_labels=d.test_labels.flip(0)))
-    assert (scrambled["l2"], scrambled["val_top1"]) == (found["l2"], found["val_top1"])
+    assert (scrambled["val_l2"], scrambled["val_top1"]) == (found["val_l2"], found["val_top1"])
     assert scrambled["top1"] < found["top1"]
     assert found["gradient"] < 1e-6
     assert found["majority"] == float(d.test_labels.bincount().max()) / 697
@@ -80,7 +82,7 @@ def test_noise_wants_a_penalty_and_the_order_of_the_grid_is_of_no_account() -> N
     rows = torch.randn(4150, 100)
     labels = (rows[:, 0] + torch.randn(4150) > 0).long()  # one dimension of a hundred tells something
     d = FeatureSet(rows[:150], labels[:150], rows[150:2150], labels[150:2150], rows[2150:], labels[2150:], 2)
-    assert probe(d)["l2"] >= 1e-2
+    assert probe(d)["val_l2"] >= 1e-2
     assert probe(d, l2=[1.0, 1e-6, 1e-3]) == probe(d, l2=[1e-3, 1.0, 1e-6, 1e-6])
 
 

@@ -1,5 +1,7 @@
 """The recipes: contract of every registered one, determinism, padding, size rules and the evaluation view."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -7,7 +9,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from sandglass.registry import default
 from sandglass.views import RECIPES, recipes
-from sandglass.views.recipes import evaluation_view, make_views
+from sandglass.views.recipes import evaluation_view, located_views, make_views
 
 EVERYTHING = {
     "quarter_turn": 0.5,
@@ -50,13 +52,29 @@ def test_every_recipe_keeps_the_contract(name: str) -> None:
     assert {key.removeprefix("small_").removesuffix("_odd") for key in settings} <= {*recipes.OFF, "size"}
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "plain"])
 @pytest.mark.parametrize("size", [32, 64])
-def test_same_generator_same_bits_and_different_otherwise(size: int) -> None:
+def test_same_generator_same_bits_and_different_otherwise(name: str, size: int) -> None:
     images, sizes = batch(MIXED)
-    first, second, other = (make_views("simclr", EVERYTHING, images, sizes, size, seeded(s)) for s in (7, 7, 8))
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
-    assert not torch.equal(first[0], other[0])
-    assert not torch.equal(first[0], first[1])  # two views of an image are two draws
+    for extra in ({}, EVERYTHING):
+        first, second, other = (make_views(name, extra, images, sizes, size, seeded(s)) for s in (7, 7, 8))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+        for one, another in itertools.combinations(first, 2):  # two views of an image are two draws
+            assert one.shape != another.shape or not torch.equal(one, another)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_processes_that_share_a_batch_make_the_same_views_and_places(name: str) -> None:
+    images, sizes = batch(MIXED)
+    for extra in ({}, EVERYTHING):
+        views, places = located_views(name, extra, images, sizes, 64, seeded())
+        for own in (slice(0, 2), slice(2, 3), slice(3, 6)):
+            mine, where = located_views(name, extra, images[own], sizes, 64, seeded(), own)
+            for view, whole in zip(mine, views, strict=True):
+                torch.testing.assert_close(view, whole[own], atol=1e-5, rtol=0)
+            for place, whole in zip(where, places, strict=True):
+                assert torch.equal(place.centres(5, 3), whole.centres(5, 3)[own])
 
 
 def test_bits_do_not_depend_on_how_the_batch_is_sliced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +156,29 @@ def test_blur_follows_the_size() -> None:
     blurred = make_views("baseline", only_blur, images, sizes, 64, seeded())[0]
     sharp = make_views("baseline", only_blur | {"blur": 0.0}, images, sizes, 64, seeded())[0]
     assert blurred.std() < 0.9 * sharp.std()
+
+
+@pytest.mark.parametrize(
+    ("size", "small"), [(32, 16), (48, 24), (64, 32), (96, 32), (128, 64), (160, 64), (192, 96), (224, 96)]
+)
+def test_small_views_have_sides_that_strides_divide(size: int, small: int) -> None:
+    assert recipes.small_side(size, 0.5) == small
+    settings = {"count": 2, "small_count": 3, "small_size": 0.5}
+    assert recipes.sizes_of(settings, size) == [size, size, small, small, small]
+    assert recipes.sizes_of(settings | {"small_count": 0}, size) == [size, size]
+    images, sizes = batch(MIXED)
+    views = make_views("multi_crop", {}, images, sizes, size, seeded())
+    assert [view.shape[-1] for view in views] == [size] * 2 + [small] * 6
+    assert all(view.min() >= 0 and view.max() <= 1 and view.std() > 0.05 for view in views)
+
+
+@pytest.mark.parametrize("name", ["byol", "multi_crop", "located", "located_legacy"])
+def test_no_view_is_blurred_below_64(name: str) -> None:
+    settings = {key: default(row) for key, row in RECIPES.declared(name).items()} | {"small_count": 2}
+    for size, blurred in ((32, False), (63, False), (64, True)):
+        for side, kind in recipes.large_and_small(settings, size):
+            draws = recipes.draw(kind, torch.full((40 * kind["count"], 2), 90), side, seeded())
+            assert draws["blur"].any().item() == blurred
 
 
 def test_multi_crop_adds_small_views_from_small_areas() -> None:
