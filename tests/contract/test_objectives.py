@@ -76,7 +76,6 @@ def test_contract(name):
     assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
     objective.after_step(encoder, 0.5)
     assert objective.monitor(features, batch).keys() >= {"feature_std", "effective_rank"}
-    assert objective.spread() >= objective.alarm  # random weights are not collapsed
     about = OBJECTIVES.about(name)
     assert about["about"] and about["kind"] and about["backbones"] and about["views"] in RECIPES
     for values in about.get("train", {}).values():

@@ -1,7 +1,7 @@
 """BYOL: predict, from one view, what a slowly moving copy of the network says of the other; no negatives.
 
     L = [2 - 2 cos(q(g(f(v1))), sg g'(f'(v2)))] + [the same with v1 and v2 exchanged],  mean over the batch
-    target f', g':  theta' <- m theta' + (1 - m) theta  after each step,  m from `momentum` to 1 along a cosine
+    target f', g':  theta' <- m theta' + (1 - m) theta  after each step,  m from `momentum` to `momentum_end`, a cosine
 
 Grill et al. 2020. The two directions are summed and the squared distance keeps its factor 2, as the authors' code does.
 Heads and cosine are lightly's; the target is detached here, since lightly's loss does not. The target starts as a
@@ -30,7 +30,21 @@ BACKBONES = "any"
 SETTINGS = {
     "hidden": (4096, 1, 65536),  # width inside projector and predictor
     "out": (256, 1, 65536),  # width of the space in which views are compared
-    "momentum": (0.99, 0.0, 1.0),  # of the target at the start; 1 at the end
+    "momentum": (0.99, 0.0, 1.0),  # of the target at the start
+    "momentum_end": (1.0, 0.0, 1.0),
+}
+PRESETS = {"blog": {"momentum_end": 0.99}}
+TRAIN = {
+    "cnn": {"optimizer": "lars", "lr_per_256": 0.45, "weight_decay": 1e-6, "warmup_epochs": 10.0, "clip_norm": 0.0},
+    "transformer": {"optimizer": "adamw", "lr_per_256": 5e-4, "weight_decay": 0.05, "warmup_epochs": 10.0},
+    "blog": {  # lightly's SGD at 0.06 with decay 5e-4 on a loss that is a quarter of this one: the same steps
+        "optimizer": "sgd",
+        "lr_per_256": 0.015,
+        "weight_decay": 2e-3,
+        "decay": "everything",
+        "warmup_epochs": 0.0,
+        "clip_norm": 0.0,
+    },
 }
 
 
@@ -40,7 +54,7 @@ class BYOL(Objective):
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:
         super().__init__(encoder, settings, classes)
         hidden, out = settings["hidden"], settings["out"]
-        self.momentum = settings["momentum"]
+        self.momentum, self.momentum_end = settings["momentum"], settings["momentum_end"]
         self.projector = BYOLProjectionHead(encoder.width, hidden, out)
         self.predictor = BYOLPredictionHead(out, hidden, out)
         self.target = still(copy.deepcopy(encoder))
@@ -57,6 +71,6 @@ class BYOL(Objective):
         return {"loss": (2 + 2 * first) + (2 + 2 * second), "target_std": deviation(targets[0])}
 
     def after_step(self, encoder: Encoder, progress: float) -> None:
-        momentum = cosine(progress, self.momentum, 1.0)
+        momentum = cosine(progress, self.momentum, self.momentum_end)
         follow(self.target, encoder, momentum)
         follow(self.target_projector, self.projector, momentum)

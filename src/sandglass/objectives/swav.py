@@ -7,7 +7,7 @@ Caron et al. 2020. Sinkhorn runs on logarithms, in which no epsilon overflows, o
 Prototypes have no bias: it would leave the codes and let the prediction fit how often each occurs without looking. They
 rest for `frozen_steps` (an epoch at least, a tenth of the run at most). Epsilon is small at first; after three tenths
 of the run it becomes `later_epsilon` if the codes are by then far from uniform. One queue, of the first view, serves
-all large views. Collapse is features that are alike: all codes are uniform, a constant predicts them, and L = ln K.
+all large views. Collapse is alike features: codes are uniform, a constant predicts them, L = ln K.
 """
 
 from __future__ import annotations

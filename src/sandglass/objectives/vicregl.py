@@ -31,7 +31,7 @@ from sandglass.distributed import gather
 from sandglass.errors import Exit, Problem
 from sandglass.objectives._base import Objective
 from sandglass.objectives._parts import single
-from sandglass.objectives.vicreg import INVARIANCE, VARIANCE, covariance, variance
+from sandglass.objectives.vicreg import INVARIANCE, VARIANCE, moments
 
 PAPER = "arXiv 2210.01571"
 VIEWS = "located"
@@ -145,12 +145,16 @@ def nearest(a: Tensor, b: Tensor, at: Tensor, among: Tensor, keep: int | None) -
         distance, match = torch.cdist(at, among).min(2)
         kept = distance.argsort(dim=1, stable=True)[:, :keep]
         match = match.gather(1, kept)
-    return a.take_along_dim(kept[..., None], 1), b.take_along_dim(match[..., None], 1)
+
+    def taken(rows: Tensor, index: Tensor) -> Tensor:
+        return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))
+
+    return taken(a, kept), taken(b, match)
 
 
 def scatter(outputs: list[Tensor], weight: float) -> Tensor:
     """Mean over outputs (N, ..., D) of what keeps them apart: 25 v + weight * c."""
-    return mean([VARIANCE * variance(x) + weight * covariance(x) for x in outputs])
+    return mean([VARIANCE * v + weight * c for v, c in map(moments, outputs)])
 
 
 def stretched(centres: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from sandglass.backbones.grid import build
 from sandglass.data.loader import Batch, step_generator
 from sandglass.objectives._base import collapse
 from sandglass.objectives._parts import cosine, follow, still
-from sandglass.objectives.byol import BYOL
+from sandglass.objectives.byol import BYOL, PRESETS, TRAIN
 
-SETTINGS = {"hidden": 16, "out": 8, "momentum": 0.9}
+SETTINGS = {"hidden": 16, "out": 8, "momentum": 0.9, "momentum_end": 1.0}
 
 
 @pytest.fixture
@@ -58,6 +58,28 @@ def test_target_moves_by_the_momentum_and_ends_at_one(setup):
     frozen = [p.clone() for p in objective.target.parameters()]
     objective.after_step(encoder, progress=1.0)
     assert all(torch.equal(a, b) for a, b in zip(frozen, objective.target.parameters()))
+
+
+def test_the_blog_took_lightlys_steps(setup):
+    """SGD on lightly's mean of cosines, (c1 + c2) / 2 with c = -cos, by the rate and decay of its benchmark."""
+    encoder, objective, batch = setup
+    twins = copy.deepcopy((encoder, objective))
+    ours = {"lr": TRAIN["blog"]["lr_per_256"], "weight_decay": TRAIN["blog"]["weight_decay"]}
+    for (f, o), settings, share in (
+        ((encoder, objective), ours, 1.0),
+        (twins, {"lr": 0.06, "weight_decay": 5e-4}, 0.25),
+    ):
+        optimizer = torch.optim.SGD([*f.parameters(), *o.parameters()], momentum=0.9, **settings)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = o.loss(f, [f(view) for view in batch.views], batch)["loss"]
+            (share * (loss - 4)).backward()
+            optimizer.step()
+            o.after_step(f, progress=0.5)
+    for a, b in zip(encoder.parameters(), twins[0].parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    constant = BYOL(encoder, SETTINGS | {"momentum": 0.99} | PRESETS["blog"], 0)
+    assert constant.momentum == constant.momentum_end == 0.99
 
 
 def test_momentum_schedule_is_the_papers():
