@@ -165,6 +165,7 @@ def stretched(centres: Tensor) -> Tensor:
 
 
 def mean(values: list[Tensor]) -> Tensor:
+    """Of scalars."""
     return torch.stack(values).mean()
 
 
@@ -172,8 +173,6 @@ def _nothing_to_match(encoder: Encoder) -> Problem:
     """Names sizes and arguments near these with which the backbone has several cells: each is tried."""
     name, size = encoder.model.pretrained_cfg["architecture"], encoder.size
     arguments = {key: value for key, value in encoder.model.made_with.items() if key != "img_size"}
-    what, why = (
-        f"vicregl matches cells, and at {size} px {name} has one",
-        "\n".join(check(name, size, arguments)["warnings"]),
-    )
+    what = f"vicregl matches cells, and at {size} px {name} has one"
+    why = "\n".join(check(name, size, arguments)["warnings"])
     return Problem("T-160", Exit.CONFIG, what, why=why, fix="one of these, or objectives.vicregl.alpha: 1.0")
