@@ -203,7 +203,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             if metrics and ends_epoch and task.each_epoch and (found := task.each_epoch(epoch + 1)):
                 metrics.write(step, epoch + 1, found)
             if ends_epoch:
-                _refuse_collapse(task, step, epoch + 1)
+                _refuse_collapse(task, step, steps, epoch + 1)
             if to_save or due or ending or step == steps:
                 save()
                 saved_at = time.monotonic()
@@ -264,9 +264,10 @@ def _refuse_non_finite(
     unchecked.clear()
 
 
-def _refuse_collapse(task: Task, step: int, epoch: int) -> None:
-    """At the end of an epoch; an objective has two epochs to find its feet."""
-    if epoch >= 2 and task.train.get("on_collapse") == "stop":
+def _refuse_collapse(task: Task, step: int, steps: int, epoch: int) -> None:
+    """At the end of an epoch; an objective has two epochs, and its patience, to find its feet."""
+    patient = epoch < 2 or step < min(task.objective.patience, steps // 5)
+    if not patient and task.train.get("on_collapse") == "stop":
         spread = task.objective.spread()
         if distributed.any_of(spread < task.objective.alarm)[0]:
             raise Problem(
