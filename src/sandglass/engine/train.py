@@ -213,11 +213,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             if metrics and ends_epoch and task.each_epoch and (found := task.each_epoch(epoch + 1)):
                 metrics.write(step, epoch + 1, found)
             if ends_epoch:
-<<<<<<< HEAD
-                collapsed = _collapsed(task, step, epoch + 1)
-=======
-                _refuse_collapse(task, step, steps, epoch + 1)
->>>>>>> 3cbd6ffa00a6b5199a3f39fe94ddef2d392a0786
+                collapsed = _collapsed(task, step, steps, epoch + 1)
             if to_save or due or ending or step == steps:
                 save()
                 saved_at = time.monotonic()
@@ -278,11 +274,12 @@ def _refuse_non_finite(
     unchecked.clear()
 
 
-<<<<<<< HEAD
-def _collapsed(task: Task, step: int, epoch: int) -> bool:
-    """At the end of an epoch; an objective has two epochs to find its feet. Raises if collapse is to stop the run."""
+def _collapsed(task: Task, step: int, steps: int, epoch: int) -> bool:
+    """At the end of an epoch. An objective has two epochs, and its patience, to find its feet; then collapse is told
+    back, or raised if it is to stop the run."""
     spread = task.objective.spread()
-    collapsed = epoch >= 2 and distributed.any_of(spread < task.objective.alarm)[0]
+    patient = epoch < 2 or step < min(task.objective.patience, steps // 5)
+    collapsed = not patient and distributed.any_of(spread < task.objective.alarm)[0]
     if collapsed and task.train.get("on_collapse") == "stop":
         raise Problem(
             "T-106",
@@ -291,21 +288,6 @@ def _collapsed(task: Task, step: int, epoch: int) -> bool:
             why=f"{task.objective.measure} is {spread:.3g}, the alarm is at {task.objective.alarm:g}",
             fix=f"{task.objective.remedy}; or pretrain.on_collapse: report, to let it run and be reported",
         )
-=======
-def _refuse_collapse(task: Task, step: int, steps: int, epoch: int) -> None:
-    """At the end of an epoch; an objective has two epochs, and its patience, to find its feet."""
-    patient = epoch < 2 or step < min(task.objective.patience, steps // 5)
-    if not patient and task.train.get("on_collapse") == "stop":
-        spread = task.objective.spread()
-        if distributed.any_of(spread < task.objective.alarm)[0]:
-            raise Problem(
-                "T-106",
-                Exit.DIVERGED,
-                f"collapse: every image has nearly the same representation at step {step}, the end of epoch {epoch}",
-                why=f"{task.objective.measure} is {spread:.3g}, the alarm is at {task.objective.alarm:g}",
-                fix=f"{task.objective.remedy}; or pretrain.on_collapse: report, to let it run and be reported",
-            )
->>>>>>> 3cbd6ffa00a6b5199a3f39fe94ddef2d392a0786
     for name, auxiliary in task.auxiliaries.items():
         if distributed.any_of(auxiliary.collapsed())[0]:
             raise Problem(
