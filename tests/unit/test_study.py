@@ -146,3 +146,23 @@ def test_planning_imports_no_torch(repo: Path):
     code = "import sys; from sandglass.cli import app; app(['plan'], standalone_mode=False)"
     code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=repo, check=True, capture_output=True)
+
+
+def test_an_optimisation_brings_its_values_and_the_preset_of_its_name(planned):
+    """TRAIN and PRESETS of the objective's file; what a study says itself goes first, and a sweep keeps both apart."""
+    text = BASE.replace("pretrain: {objective: byol, epochs: 2}", "pretrain: {optimisation: [blog, cnn], epochs: 2}")
+    runs = {run.columns["optimisation"]: run for run in planned(text) if run.stage == "pretrain"}
+    assert runs["blog"].settings["objective"]["byol"]["momentum_end"] == 0.99
+    assert runs["cnn"].settings["objective"]["byol"]["momentum_end"] == 1.0
+    assert runs["blog"].settings["train"]["optimizer"] == "sgd" and runs["cnn"].settings["train"]["optimizer"] == "lars"
+    assert {run.settings["train"]["epochs"] for run in runs.values()} == {2}
+    own = planned(text + "    objectives: {byol: {momentum_end: 0.95}}\n")
+    assert {run.settings["objective"]["byol"]["momentum_end"] for run in own if run.stage == "pretrain"} == {0.95}
+    judged = [run for run in planned(text) if run.stage == "probe" and run.columns["init"] == "pretrained"]
+    assert {run.columns["optimisation"] for run in judged} == {"blog", "cnn"}
+
+
+def test_an_optimisation_that_the_objective_does_not_name_is_refused(planned):
+    with pytest.raises(Problem, match="byol names no optimisation 'blgo'") as caught:
+        planned(BASE.replace("objective: byol, epochs: 2", "objective: byol, optimisation: blgo"))
+    assert caught.value.id == "C-122" and "did you mean blog?" in caught.value.fix

@@ -44,9 +44,8 @@ SETS = {
 EVALUATIONS = {
     "linear_augmented": ("probe", "a linear classifier on frozen features, trained on crops and flips"),
     "online": ("online", "a linear classifier trained beside the objective, which does not feel it"),
-    "": ("ours", ""),
 }
-COSTS = {"minutes": "minutes", "peak_gb": "peak_memory_gib"}
+COSTS = {"minutes": ("minutes", "min", "min"), "peak_gb": ("peak_memory_gib", "GB", "GiB")}  # ours, their unit, ours
 NO_COMPARISON = (
     "Their minutes are no comparison of methods: at equal shapes they change two- to threefold with the view policy, "
     "so the making of views set the pace, and VICRegL seems to have been run on 59 % of the pixels. Ours are of the "
@@ -114,7 +113,7 @@ class _Ours:
         """The value and its count of images."""
         if evaluation == "linear_augmented":
             return self.numbers.get(("probe", self.probes.get((f"pretrain/{run['name']}", evaluation), ""), metric))
-        name = f"online_{metric}" if evaluation else COSTS[metric]
+        name = f"online_{metric}" if evaluation else COSTS[metric][0]
         return self.numbers.get(("pretrain", run["name"], name))
 
 
@@ -150,50 +149,45 @@ def tables(rows: pd.DataFrame, seeds: int) -> Iterator[Table]:
 
 
 def _table(name: str, optimisation: str, rows: pd.DataFrame, seeds: int) -> Table:
-    costs = rows["metric"].isin(COSTS).all()
-    several = rows["metric"].nunique() > 1 and not costs
+    costs = bool(rows["metric"].isin(COSTS).all())
     shared = set.intersection(*(set(some) for some in rows["not comparable"]))
-    cells: dict[str, dict[str, list[str]]] = {}
-    for (model, setting, metric), some in rows.groupby(["model", "setting", "metric"], sort=False):
-        column = f"{setting}, {metric}" if several else str(setting)
-        cells.setdefault(str(model), {}).setdefault(column, []).extend(_cell(some.to_dict("records"), shared, seeds))
-    head = list(dict.fromkeys(column for row in cells.values() for column in row))
-    body = [[model, *("\n".join(row.get(column, ["–"])) for column in head)] for model, row in cells.items()]
-    what = "minutes and peak memory" if costs else "accuracy in %, our 95 % interval"
-    caption = f"{name}: {what}. Ours trained by the values named {optimisation or 'in the study'}."
+    columns = rows["setting"]
+    if not costs and rows["metric"].nunique() > 1:
+        columns = columns + ", " + rows["metric"]
+    cells = {
+        key: "\n".join(_cell(some.to_dict("records"), shared, seeds))
+        for key, some in rows.groupby([rows["model"], columns], sort=False)
+    }
+    head = list(dict.fromkeys(columns))
+    body = [[model, *(cells.get((model, column), "–") for column in head)] for model in dict.fromkeys(rows["model"])]
+    what = "minutes and peak memory" if costs else "accuracy in %, our mean with its 95 % interval"
+    caption = f"{name}: {what}, n = {seeds} where no other is given. "
+    caption += f"Ours trained by the values named {optimisation or 'in the study'}."
     return Table(["method", *head], 1, body, caption, notes=list(_notes(rows, shared, costs)))
 
 
 def _cell(rows: Sequence[dict[str, Any]], shared: set[str], seeds: int) -> Iterator[str]:
     """The lines of one cell: theirs, ours by each way to judge it, and what is wrong with this cell alone."""
-    first = rows[0]
-    disputed = ", disputed" * (first["status"] == "disputed")
-    yield f"theirs {_theirs(first)}{disputed}"
-    for row in rows:
-        if row["n"]:
-            of = f" of {seeds}" * (row["n"] < seeds)
-            yield f"{EVALUATIONS[row['evaluation']][0]} {_mean(row)}, n = {row['n']}{of}"
+    first, found = rows[0], [row for row in rows if row["n"]]
+    fewer = f", n = {first['n']}" * (0 < first["n"] < seeds)
+    if first["metric"] in COSTS:
+        yield "theirs " + ", ".join(f"{row['printed']} {COSTS[row['metric']][1]}" for row in rows)
+        if found:
+            yield "ours " + ", ".join(f"{_mean(row):.1f} {COSTS[row['metric']][2]}" for row in found) + fewer
+    else:
+        yield f"theirs {100 * first['value']:.1f}" + ", disputed" * (first["status"] == "disputed")
+        for row in found:
+            interval = words.interval(row["values"], row["test images"])
+            yield f"{EVALUATIONS[row['evaluation']][0]} {100 * _mean(row):.1f} ({interval}){fewer}"
     if first["collapsed"]:
         yield f"ours collapsed: {first['collapsed']} of {seeds}"
-    elif not any(row["n"] for row in rows):
+    elif not found:
         yield "ours –"
     yield from (reason for reason in first["not comparable"] if reason not in shared)
 
 
-def _theirs(row: dict[str, Any]) -> str:
-    return (
-        f"{row['printed']} {row['unit'].replace('minutes', 'min')}"
-        if row["metric"] in COSTS
-        else f"{100 * row['value']:.1f}"
-    )
-
-
-def _mean(row: dict[str, Any]) -> str:
-    if row["metric"] in COSTS:
-        unit = "min" if row["metric"] == "minutes" else "GiB"
-        return f"{words.number(summarise(row['values']))} {unit}"
-    mean = f"{100 * summarise(row['values']).mean:.1f}"
-    return f"{mean} ({words.interval(row['values'], row['test images'])})"
+def _mean(row: dict[str, Any]) -> float:
+    return summarise(row["values"]).mean
 
 
 def _notes(rows: pd.DataFrame, shared: set[str], costs: bool) -> Iterator[str]:
@@ -203,9 +197,8 @@ def _notes(rows: pd.DataFrame, shared: set[str], costs: bool) -> Iterator[str]:
     if reasons:
         yield f"No cell is a comparison: {'; '.join(reasons)}."
     for evaluation, some in rows[rows["n"] > 0].groupby("evaluation", sort=False):
-        short, about = EVALUATIONS[str(evaluation)]
-        if about:
-            yield f"{short}: {about}; n seeds, {some['test images'].max():,} test images."
+        if evaluation:
+            yield f"{': '.join(EVALUATIONS[str(evaluation)])}; {some['test images'].max():,} test images."
     if (rows["n"] == 1).any() and not costs:
         yield "* One seed: the interval is Wilson's, of the test images alone."
     if rows["collapsed"].any():

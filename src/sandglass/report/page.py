@@ -127,7 +127,7 @@ class _Page:
                 rows = [(name, one.ids["init"], list(one.values("top1"))) for name, one in lines]
                 caption = ", ".join(filter(None, [PROBES.get(probe, probe), panel]))
                 section.charts.append((caption, Markup(figures.dots(rows, "test accuracy, %", span))))
-        return section
+        return _limited(section, "the table has them all.")
 
     def finetuned(self) -> Section:
         section, some = Section("finetuned", "Finetuned models"), self.having("finetune", "top1")
@@ -199,11 +199,7 @@ class _Page:
                 groups = {name: [_curve(table, metric) for table in some] for name, some in tables.items()}
                 chart = figures.curves(groups, metric)
                 section.charts.append((", ".join(filter(None, [metric, panel])), Markup(chart)))
-        if len(section.charts) > CURVES:
-            more = len(section.charts) - CURVES
-            section.notes.append(f"{more} more are not drawn; metrics.jsonl in a run's folder has everything logged.")
-        section.charts = section.charts[:CURVES]
-        return section
+        return _limited(section, "metrics.jsonl in a run's folder has everything logged.")
 
     def views(self) -> Section:
         section = Section("views", "What the networks saw")
@@ -409,6 +405,14 @@ def _span(some: list[Experiment], metric: str) -> tuple[float, float]:
     """The lowest and highest value over all seeds, so that charts beside each other share an axis."""
     values = [value for one in some for value in one.values(metric)]
     return (min(values), max(values)) if values else (0.0, 1.0)
+
+
+def _limited(section: Section, elsewhere: str) -> Section:
+    """The section with its first charts."""
+    if len(section.charts) > CURVES:
+        section.notes.append(f"{len(section.charts) - CURVES} more are not drawn; {elsewhere}")
+    section.charts = section.charts[:CURVES]
+    return section
 
 
 def _test_size(some: list[Experiment], metric: str) -> list[str]:
