@@ -132,7 +132,7 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     encoder = _encoder(folder, run, params, classes if kind.needs_labels else 0)
     objective = kind(encoder, values, classes).to(_device(params))
     (views,) = s["views"].values()
-    refuse_misfit(name, values, sizes_of(views, s["size"]), encoder)
+    refuse_misfit(name, objective, sizes_of(views, s["size"]), encoder)
 
     online = OnlineProbe(encoder.width, classes, _device(params)) if s["train"]["online_probe"] else None
     task = train.Task(

@@ -37,6 +37,7 @@ class Objective(nn.Module, ABC):
     """
 
     needs_labels = False
+    views: tuple[int, float] = (2, 2)  # how many of an image it takes, at least and at most
     together = False  # batch norm sees all views of one size at once, instead of every view by itself
     undecayed_rate: tuple[str, ...] = ()  # prefixes of its parameters whose learning rate keeps its peak
     kept: tuple[str, ...] = ()  # prefixes of its own state that `assign` needs after training
@@ -49,10 +50,9 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self._watched: Tensor | None = None
 
-    @staticmethod
-    def inputs(settings: dict[str, Any], sizes: list[int]) -> list[int]:
+    def inputs(self, sides: list[int]) -> list[int]:
         """Sides in px of what it shows the encoder, given those of the views."""
-        return sizes
+        return sides
 
     def features(self, encoder: Encoder, batch: Batch) -> list[Features]:
         """One per view (B, 3, S, S) of `batch.views`."""

@@ -85,6 +85,7 @@ class Head(nn.Module):
 class DINO(Objective):
     """Self-distillation with no labels (Caron et al. 2021)."""
 
+    views = (2, math.inf)
     together = True
     kept = ("teacher_head", "centre")
     measure = "what the teacher tells of an image, in nats,"

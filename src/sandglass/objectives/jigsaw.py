@@ -52,6 +52,7 @@ class Jigsaw(Objective):
     Raises Problem T-162 if the encoder takes no tile that fits into a third of its image.
     """
 
+    views = (1, 1)
     alarm = 0.02  # pooled features have much in common, and no norm takes it away before they are watched
     table: Tensor
 
@@ -63,10 +64,8 @@ class Jigsaw(Objective):
         self.tile_head = nn.Sequential(nn.Linear(encoder.width, out, bias=False), nn.BatchNorm1d(out), nn.ReLU())
         self.classifier = nn.Sequential(nn.Linear(9 * out, hidden), nn.ReLU(), nn.Linear(hidden, len(self.table)))
 
-    @staticmethod
-    def inputs(settings: dict[str, Any], sizes: list[int]) -> list[int]:
-        """The largest that a tile can be; an encoder's stride may make it smaller."""
-        return [_room(sizes[0])]
+    def inputs(self, sides: list[int]) -> list[int]:
+        return [self.side]
 
     def features(self, encoder: Encoder, batch: Batch) -> list[Features]:
         """Of the shuffled tiles of the first view, (9 B, ...): those of an image follow each other."""

@@ -60,6 +60,7 @@ class MaskedImage(Objective):
     that do not divide the image or leave none to see.
     """
 
+    views = (1, 1)
     alarm = 0.02  # pooled features have much in common, and no norm takes it away before they are watched
 
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:

@@ -52,6 +52,7 @@ TRAIN = {
 class SelfClassifier(Objective):
     """Self-supervised classification network (Amrani et al. 2022)."""
 
+    views = (2, math.inf)
     together = True
     kept = ("projector", "heads")
     measure = "what the first head's classes tell of an image, in nats,"

@@ -5,6 +5,8 @@ L = - mean log softmax(head(f(v)))[label],  over all views
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,7 @@ class Supervised(Objective):
     """Cross-entropy through the backbone's own head."""
 
     needs_labels = True
+    views = (1, math.inf)
 
     def loss(self, encoder: Encoder, features: list[Features], batch: Batch) -> dict[str, Tensor]:
         logits = [encoder.logits(f).float() for f in features]

@@ -66,6 +66,7 @@ SURE = 0.8  # entropy of the codes over ln K, below which epsilon may grow
 class SwAV(Objective):
     """Swapping assignments between views (Caron et al. 2020)."""
 
+    views = (2, math.inf)
     together = True
     kept = ("projector", "prototypes")
     measure = "of loss, deviation and prototypes in use, the nearest to its limit, in units of that limit,"

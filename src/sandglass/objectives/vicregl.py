@@ -17,6 +17,7 @@ pair, no v and c in Lambda, k for both kinds of match, G the loss of VICReg, and
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -79,6 +80,8 @@ TRAIN = {
 
 class VICRegL(Objective):
     """VICReg of local features (Bardes et al. 2022). Raises Problem T-160 for a grid of one cell, unless alpha is 1."""
+
+    views = (2, math.inf)
 
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:
         super().__init__(encoder, settings, classes)
@@ -175,4 +178,6 @@ def _nothing_to_match(encoder: Encoder) -> Problem:
     arguments = {key: value for key, value in encoder.model.made_with.items() if key != "img_size"}
     what = f"vicregl matches cells, and at {size} px {name} has one"
     why = "\n".join(check(name, size, arguments)["warnings"])
-    return Problem("T-160", Exit.CONFIG, what, why=why, fix="one of these, or objectives.vicregl.alpha: 1.0")
+    return Problem(
+        "T-160", Exit.CONFIG, what, why=why, fix="objectives.vicregl.alpha: 1.0, or one of the settings above"
+    )

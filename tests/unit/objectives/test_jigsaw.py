@@ -164,7 +164,7 @@ def test_everything_learns_and_a_constant_encoder_is_noticed():
 )
 def test_a_tile_is_the_largest_that_the_encoder_takes(name, size, arguments, side):
     encoder, objective = made(name, size, **arguments)
-    assert objective.side == side <= Jigsaw.inputs(SETTINGS, [size])[0]
+    assert objective.inputs([size]) == [objective.side] == [side]
     assert objective.features(encoder, batch_of(torch.rand(2, 3, size, size)))[0].pooled.shape == (18, encoder.width)
 
 
