@@ -431,7 +431,7 @@ def _title(run: Run) -> str:
     words = {
         "data": ("data set",),
         "pretrain": ("objective", "views", "backbone"),
-        "probe": ("probe", "init", "objective", "backbone"),
+        "probe": ("probe", "init", "objective", "labels", "backbone"),
         "finetune": ("auxiliary", "init", "objective", "labels", "backbone"),
         "attack": ("attack", "auxiliary", "init", "objective", "labels", "backbone"),
         "report": ("study",),

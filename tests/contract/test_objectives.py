@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from sandglass import distributed
-from sandglass.backbones.grid import build
+from sandglass.backbones.grid import Encoder, build
 from sandglass.config import Engine, Pretrain, resolve
 from sandglass.data import catalog, pack
 from sandglass.data.loader import Batch, Clock, open_split, step_generator
@@ -76,7 +76,6 @@ def test_contract(name):
     assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
     objective.after_step(encoder, 0.5)
     assert objective.monitor(features, batch).keys() >= {"feature_std", "effective_rank"}
-    assert objective.spread() >= objective.alarm  # random weights are not collapsed
     about = OBJECTIVES.about(name)
     assert about["about"] and about["kind"] and about["backbones"] and about["views"] in RECIPES
     for values in about.get("train", {}).values():
@@ -136,8 +135,9 @@ def test_stopped_at_every_step_it_ends_where_it_would_have(packed, tmp_path, nam
 def test_when_all_images_become_one_it_stops_and_says_so(packed, tmp_path, name):
     t = task(packed, name, on_collapse="stop")
     for part in (t.encoder, *t.objective.modules()):
-        if hasattr(part, "std") and hasattr(part, "mean"):
-            part.std.fill_(float("inf"))  # every image looks the same to the network
+        if isinstance(part, Encoder):  # whatever it sees, it says zero
+            for parameter in part.requires_grad_(False).parameters():
+                parameter.zero_()
     with pytest.raises(Problem) as caught:
         train(t, tmp_path, Engine(device="cpu"), lambda text: None)
     assert caught.value.exit == Exit.DIVERGED and caught.value.id == "T-106" and "epoch 2" in caught.value.what

@@ -1,6 +1,7 @@
 """Every objective learns for a few epochs on real CIFAR-10 images, on a CPU, without collapse."""
 
 import json
+from statistics import mean
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from sandglass.objectives import OBJECTIVES
 from sandglass.registry import literals
 from sandglass.views import RECIPES
 
-IMAGES, EPOCHS, BATCH = 960, 4, 64
+IMAGES, EPOCHS, BATCH = 960, 6, 64
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +38,13 @@ def test_it_learns_and_does_not_collapse(packed, tmp_path, name):
     recipe = literals(OBJECTIVES.rows[name].partition(":")[0])["VIEWS"]
     views = resolve(RECIPES, recipe, {})
     views |= {"small_count": 2} if views.get("small_count") else {}
-    values = Pretrain(epochs=EPOCHS, batch_size=BATCH, lr_per_256=8e-3, warmup_epochs=1).model_dump()
+    values = Pretrain(epochs=EPOCHS, batch_size=BATCH, lr_per_256=8e-3, warmup_epochs=1, on_collapse="report").model_dump()
     index = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:IMAGES]
     task = Task(encoder, kind(encoder, settings, classes), {}, split, index, {recipe: views}, 32, values, seed=0)
-    train(task, tmp_path, Engine(device="cpu", log_every_steps=1), lambda text: None)  # raises when it collapses
+    outcome = train(task, tmp_path, Engine(device="cpu", log_every_steps=1), lambda text: None)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
-    assert len(losses) == EPOCHS * (IMAGES // BATCH)
-    assert sum(losses[-10:]) < sum(losses[:10]), (losses[:10], losses[-10:])
-    assert rows[-1]["effective_rank"] > 2 and task.objective.spread() >= task.objective.alarm
+    epoch = IMAGES // BATCH
+    assert len(losses) == EPOCHS * epoch
+    assert mean(losses[-epoch:]) < mean(losses[5:epoch]), losses  # the first steps fill queues
+    assert rows[-1]["effective_rank"] > 2 and not outcome.collapsed

@@ -49,6 +49,15 @@ def test_counts_and_order(planned):
         seen.add(run.key)
 
 
+def test_a_probe_can_be_asked_with_several_shares_of_the_labels(planned):
+    runs = planned(
+        BASE.replace("probe: {probe: [knn, linear]", "probe: {labels: [0.01, 0.1, 1.0], probe: [knn, linear]")
+    )
+    probes = [run for run in runs if run.stage == "probe"]
+    assert len(names(probes)) == 24 and all(run.settings["labels"] == run.columns["labels"] for run in probes)
+    assert {run.name for run in probes if run.columns["labels"] == 1.0} == names(planned(), "probe")
+
+
 def test_same_settings_same_names(planned):
     assert planned() == planned()
 

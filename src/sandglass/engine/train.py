@@ -213,7 +213,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             if metrics and ends_epoch and task.each_epoch and (found := task.each_epoch(epoch + 1)):
                 metrics.write(step, epoch + 1, found)
             if ends_epoch:
-                collapsed = _collapsed(task, step, epoch + 1)
+                collapsed = _collapsed(task, step, steps, epoch + 1)
             if to_save or due or ending or step == steps:
                 save()
                 saved_at = time.monotonic()
@@ -274,10 +274,12 @@ def _refuse_non_finite(
     unchecked.clear()
 
 
-def _collapsed(task: Task, step: int, epoch: int) -> bool:
-    """At the end of an epoch; an objective has two epochs to find its feet. Raises if collapse is to stop the run."""
+def _collapsed(task: Task, step: int, steps: int, epoch: int) -> bool:
+    """At the end of an epoch. An objective has two epochs, and its patience, to find its feet; then collapse is told
+    back, or raised if it is to stop the run."""
     spread = task.objective.spread()
-    collapsed = epoch >= 2 and distributed.any_of(spread < task.objective.alarm)[0]
+    patient = epoch < 2 or step < min(task.objective.patience, steps // 5)
+    collapsed = not patient and distributed.any_of(spread < task.objective.alarm)[0]
     if collapsed and task.train.get("on_collapse") == "stop":
         raise Problem(
             "T-106",

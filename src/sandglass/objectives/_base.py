@@ -42,6 +42,7 @@ class Objective(nn.Module, ABC):
     kept: tuple[str, ...] = ()  # prefixes of its own state that `assign` needs after training
     measure = "the deviation of what the loss compares, of that of spread points,"  # what `spread` is, in words
     alarm = 0.2  # of `spread`
+    patience = 0  # steps (a fifth of a run at most) in which it may look collapsed because it has not begun to learn
     remedy = "a lower lr_per_256, a longer warmup_epochs, or a larger batch_size"
 
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:

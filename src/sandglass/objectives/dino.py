@@ -89,6 +89,7 @@ class DINO(Objective):
     kept = ("teacher_head", "centre")
     measure = "what the teacher tells of an image, in nats,"
     alarm = 0.01
+    patience = 500
     remedy = "a lower lr_per_256, a longer warmup_epochs, a lower teacher temperature, or a larger batch_size"
 
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:

@@ -7,7 +7,7 @@ each tile standardised per channel by its own mean and deviation, against tell-t
 The authors choose permutations of large mean distance; here the smallest distance to those chosen comes first, then the
 mean, and ties go to the first in lexicographic order: no draw, the same table everywhere. A tile's side is the largest
 multiple of the encoder's stride that the encoder takes and that leaves an eighth of its cell as room to move (64 px of
-the 74 of a cell at 224 px). Channels are not shifted by constants: standardising undoes it.
+74 at 224 px); where there is none, of 4 px. Channels are not shifted by constants: standardising undoes it.
 """
 
 from __future__ import annotations
@@ -126,25 +126,25 @@ def far_permutations(number: int) -> np.ndarray:
 
 
 def tile_side(encoder: Encoder) -> int:
-    """In px: the largest multiple of the encoder's stride that has room in a cell and that the encoder takes."""
-    stride = encoder.size // encoder.grid_shape[0]
-    trial, why = copy.deepcopy(encoder).eval(), f"a cell has room for {_room(encoder.size)} px, its stride is {stride}"
-    for side in range(_room(encoder.size) // stride * stride, 0, -stride):
+    """In px: the largest multiple of the encoder's stride, or else of 4, that a cell has room for and it takes."""
+    stride, room = encoder.size // encoder.grid_shape[0], _room(encoder.size)
+    trial, why = copy.deepcopy(encoder).eval(), f"a cell has room for {room} px"
+    for side in [*range(room // stride * stride, 0, -stride), *range(room // 4 * 4, 0, -4)]:
         try:
             with torch.no_grad():
                 trial(torch.zeros(1, 3, side, side, device=encoder.mean.device))
             return side
         except Exception as error:  # whatever a model raises at a size that is not for it
             why = str(error)
-    enough = next(size for size in count(encoder.size) if _room(size) >= stride)
-    larger = f"images of {enough} px or more, or " if enough > encoder.size else ""
+    enough = next(size for size in count(encoder.size, stride) if _room(size) >= stride)
     raise Problem(
         "T-162",
         Exit.CONFIG,
-        f"jigsaw: {type(encoder.model).__name__} for images of {encoder.size} px takes no tile of a 3 x 3 grid of them",
+        f"jigsaw: {type(encoder.model).__name__} for images of {encoder.size} px takes no tile of their ninths",
         why=why,
-        fix=f"{larger}a backbone that takes images of any size: resnet, convnext, pvt_v2, hourglass, or swin with "
-        "strict_img_size: false",
+        fix="a backbone that takes images of any size: resnet, convnext, pvt_v2, hourglass, vit with "
+        "dynamic_img_size: true, or swin with strict_img_size: false"
+        + (f", and images of {enough} px or more" if enough > encoder.size else ""),
     )
 
 

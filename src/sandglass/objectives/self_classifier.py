@@ -56,6 +56,7 @@ class SelfClassifier(Objective):
     kept = ("projector", "heads")
     measure = "what the first head's classes tell of an image, in nats,"
     alarm = 0.01
+    patience = 500
     remedy = "a lower lr_per_256, a longer warmup_epochs, a larger batch_size, or fewer heads"
 
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:

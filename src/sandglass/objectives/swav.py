@@ -7,7 +7,7 @@ Caron et al. 2020. Sinkhorn runs on logarithms, in which no epsilon overflows, o
 Prototypes have no bias: it would leave the codes and let the prediction fit how often each occurs without looking. They
 rest for `frozen_steps` (an epoch at least, a tenth of the run at most). Epsilon is small at first; after three tenths
 of the run it becomes `later_epsilon` if the codes are by then far from uniform. One queue, of the first view, serves
-all large views. Collapse is features that are alike: all codes are uniform, a constant predicts them, and L = ln K.
+all large views. Collapse is alike features: codes are uniform, a constant predicts them, L = ln K.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class SwAV(Objective):
     kept = ("projector", "prototypes")
     measure = "of loss, deviation and prototypes in use, the nearest to its limit, in units of that limit,"
     alarm = 1.0
+    patience = 500
 
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:
         super().__init__(encoder, settings, classes)
@@ -101,7 +102,7 @@ class SwAV(Objective):
         distributed.average([entropy])
         if clock.progress >= LATER:
             self.epsilon.copy_(torch.where(entropy < SURE, settings["later_epsilon"], self.epsilon))
-        watched = self.guard(loss.detach(), z.detach(), torch.cat(scores).detach(), frozen)
+        watched = self.guard(loss.detach(), z.detach(), torch.cat(scores).detach())
         return {"loss": loss, "code_entropy": entropy} | watched
 
     def scores(self, z: Tensor, frozen: bool = False) -> Tensor:
@@ -120,15 +121,14 @@ class SwAV(Objective):
         return q[:n].chunk(distributed.processes())[distributed.rank()]
 
     @torch.no_grad()
-    def guard(self, loss: Tensor, z: Tensor, scores: Tensor, frozen: bool) -> dict[str, Tensor]:
+    def guard(self, loss: Tensor, z: Tensor, scores: Tensor) -> dict[str, Tensor]:
         """How far from collapse, 1 being the edge of it: the loss from ln K, features from each other, and how many
-        prototypes are the nearest of some view. What cannot learn yet is not judged."""
+        prototypes are the nearest of some view."""
         n, count = scores.shape
         used = scores.new_zeros(count).index_fill_(0, scores.argmax(1), 1.0).sum()
         ratios = ((1 - loss / math.log(count)) / 0.01, deviation(z).to(loss) / 0.2, used / (min(count, n) / 50))
-        margin = torch.stack(ratios).min()
-        self.margin = torch.full_like(margin, math.inf) if frozen else margin
-        return {"margin": margin, "prototypes_used": used}
+        self.margin = torch.stack(ratios).min()
+        return {"margin": self.margin, "prototypes_used": used}
 
     def spread(self) -> float:
         return float(self.margin)

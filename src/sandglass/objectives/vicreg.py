@@ -73,23 +73,20 @@ class VICReg(Objective):
         a, b = (gather(single(self.projector(f.pooled))) for f in features)
         self.watch(a)
         with torch.autocast(a.device.type, enabled=False):
+            (v, c), (w, k) = moments(a), moments(b)
             parts = {
                 "invariance": INVARIANCE * mse_loss(a, b),
-                "variance": VARIANCE * (variance(a) + variance(b)) / 2,
-                "covariance": covariance(a) + covariance(b),
+                "variance": VARIANCE * (v + w) / 2,
+                "covariance": c + k,
             }
         return {"loss": sum(parts.values(), a.new_zeros(())), **{key: part.detach() for key, part in parts.items()}}
 
 
-def variance(x: Tensor) -> Tensor:
-    """(N, ..., D): mean of what the deviation over N lacks to 1."""
-    return (1 - (x.var(0) + 1e-4).sqrt()).relu().mean()
-
-
-def covariance(x: Tensor) -> Tensor:
-    """(N, ..., D): squared covariances over N of different outputs, summed, over D; mean over what is between."""
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """v and c of outputs (N, ..., D) over N, each the mean over what is between."""
     n, d = len(x), x.shape[-1]
     x = (x - x.mean(0)).movedim(0, -2)
+    own = x.square().sum(-2) / (n - 1)
     product = x @ x.mT if n < d else x.mT @ x  # of one norm: the smaller will do
-    own = x.square().sum(-2)
-    return ((product.square().sum((-2, -1)) - own.square().sum(-1)) / (n - 1) ** 2 / d).mean()
+    every = product.square().sum((-2, -1)) / (n - 1) ** 2
+    return (1 - (own + 1e-4).sqrt()).relu().mean(), ((every - own.square().sum(-1)) / d).mean()

@@ -31,7 +31,7 @@ from sandglass.distributed import gather
 from sandglass.errors import Exit, Problem
 from sandglass.objectives._base import Objective
 from sandglass.objectives._parts import single
-from sandglass.objectives.vicreg import INVARIANCE, VARIANCE, covariance, variance
+from sandglass.objectives.vicreg import INVARIANCE, VARIANCE, moments
 
 PAPER = "arXiv 2210.01571"
 VIEWS = "located"
@@ -145,12 +145,16 @@ def nearest(a: Tensor, b: Tensor, at: Tensor, among: Tensor, keep: int | None) -
         distance, match = torch.cdist(at, among).min(2)
         kept = distance.argsort(dim=1, stable=True)[:, :keep]
         match = match.gather(1, kept)
-    return a.take_along_dim(kept[..., None], 1), b.take_along_dim(match[..., None], 1)
+
+    def taken(rows: Tensor, index: Tensor) -> Tensor:
+        return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))
+
+    return taken(a, kept), taken(b, match)
 
 
 def scatter(outputs: list[Tensor], weight: float) -> Tensor:
     """Mean over outputs (N, ..., D) of what keeps them apart: 25 v + weight * c."""
-    return mean([VARIANCE * variance(x) + weight * covariance(x) for x in outputs])
+    return mean([VARIANCE * v + weight * c for v, c in map(moments, outputs)])
 
 
 def stretched(centres: Tensor) -> Tensor:
@@ -161,6 +165,7 @@ def stretched(centres: Tensor) -> Tensor:
 
 
 def mean(values: list[Tensor]) -> Tensor:
+    """Of scalars."""
     return torch.stack(values).mean()
 
 
@@ -168,8 +173,6 @@ def _nothing_to_match(encoder: Encoder) -> Problem:
     """Names sizes and arguments near these with which the backbone has several cells: each is tried."""
     name, size = encoder.model.pretrained_cfg["architecture"], encoder.size
     arguments = {key: value for key, value in encoder.model.made_with.items() if key != "img_size"}
-    what, why = (
-        f"vicregl matches cells, and at {size} px {name} has one",
-        "\n".join(check(name, size, arguments)["warnings"]),
-    )
+    what = f"vicregl matches cells, and at {size} px {name} has one"
+    why = "\n".join(check(name, size, arguments)["warnings"])
     return Problem("T-160", Exit.CONFIG, what, why=why, fix="one of these, or objectives.vicregl.alpha: 1.0")

@@ -10,7 +10,11 @@ from sandglass.report.statistics import ALPHA
 
 Told = tuple[str, str]  # about what, and what
 
-PROBES = {"linear": "Linear probe", "knn": "Nearest neighbours"}
+PROBES = {
+    "linear": "Linear probe",
+    "linear_augmented": "Linear probe on augmented views",
+    "knn": "Nearest neighbours",
+}
 
 
 def finding(stages: dict[str, list[Experiment]]) -> list[Told]:

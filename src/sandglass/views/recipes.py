@@ -86,7 +86,7 @@ SETTINGS = {
         "blur_odd": (0.1, 0.0, 1.0),
         "solarize_odd": (0.2, 0.0, 1.0),
     },
-    "multi_crop": {
+    "multi_crop": {  # DINO: scales 0.4 .. 1 and 0.05 .. 0.4, saturation 0.2, blur 1, odd 0.1, solarize odd 0.2, bicubic
         "like": "baseline",
         "crop_scale_min": (0.14, 0.01, 1.0),
         "blur_odd": (0.5, 0.0, 1.0),
@@ -161,7 +161,7 @@ def confusion_cells(size: int) -> int:
 
 
 def small_side(size: int, fraction: float) -> int:
-    """Of small views: `fraction` of `size`, down to what strides divide, 32 or (below 32) 8: 224 -> 96, 32 -> 16."""
+    """Of small views: `fraction` of `size`, down to a multiple of 32 or else of 8: 224 -> 96, 64 -> 32, 32 -> 16."""
     side = round(size * fraction)
     step = 32 if side >= 32 else 8
     return max(side // step, 1) * step
@@ -244,8 +244,10 @@ def _views(
 
 
 def draw(settings: dict[str, Any], sizes: Tensor, size: int, generator: Generator) -> dict[str, Tensor]:
-    """Everything random of n views of true `sizes` (n, 2), view after view of the batch: each entry has n rows, in the
-    order of the pipeline."""
+    """Everything random of n views, each entry with n rows, in the order of the pipeline.
+
+    sizes (n, 2): true heights and widths of the batch's images, once for each of the `count` views of it.
+    """
     n, count = len(sizes), settings["count"]
 
     def gate(key: str) -> Tensor:

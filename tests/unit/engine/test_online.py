@@ -121,11 +121,11 @@ def test_stopped_at_every_step_it_ends_where_an_undisturbed_one_does(packed, tmp
     assert (tmp_path / "calm" / "metrics.jsonl").read_bytes() == (tmp_path / "disturbed" / "metrics.jsonl").read_bytes()
 
 
-def test_it_learns_where_the_encoder_stands_still(packed, tmp_path):
-    t = task(packed, True, "supervised", epochs=30, lr_per_256=1e-12, batch_size=64)
+def test_it_learns_from_what_the_encoder_learns(packed, tmp_path):
+    t = task(packed, True, "supervised", epochs=40, lr_per_256=0.08, batch_size=32)
     train(t, tmp_path, ENGINE, silent)
     rows = logged(tmp_path)
-    assert rows[-1]["online_train_top1"] > 2 * rows[0]["online_train_top1"]
+    assert rows[0]["online_train_top1"] < 0.3 and rows[-1]["online_train_top1"] > 0.5
 
 
 def test_images_without_labels_teach_it_nothing_in_training(packed, tmp_path):

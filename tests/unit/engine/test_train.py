@@ -156,3 +156,13 @@ def test_cuda_without_a_gpu_is_a_clear_error(monkeypatch):
     with pytest.raises(Problem) as caught:
         device_of("cuda")
     assert caught.value.exit == Exit.CONFIG
+
+
+@pytest.mark.parametrize(("patience", "stops_at"), [(0, 8), (10, 12), (1000, 16)])
+def test_collapse_stops_a_run_after_two_epochs_and_the_objectives_patience(packed, tmp_path, patience, stops_at):
+    t = task(packed, epochs=20, on_collapse="stop")  # 80 steps, 4 an epoch: patience ends after 16 at the latest
+    t.objective.patience, t.objective.measure, t.objective.spread = patience, "what it looks at", lambda: 0.125
+    with pytest.raises(Problem, match=f"at step {stops_at},") as problem:
+        train(t, tmp_path, ENGINE, say=lambda text: None)
+    assert problem.value.id == "T-106" and problem.value.exit == Exit.DIVERGED
+    assert problem.value.why == "what it looks at is 0.125, the alarm is at 0.2"

@@ -77,3 +77,12 @@ def test_lightlys_head_is_the_papers():
     kinds = [type(layer) for layer in BarlowTwinsProjectionHead(4, 5, 6).layers]
     hidden = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
     assert kinds == [*hidden, *hidden, nn.Linear]
+
+
+def test_a_constant_output_is_seen_as_collapse():
+    encoder, objective, batch = setup()
+    objective.loss(encoder, objective.features(encoder, batch), batch)
+    assert objective.spread() > objective.alarm
+    nn.init.zeros_(objective.projector.layers[-1].weight)
+    objective.loss(encoder, objective.features(encoder, batch), batch)
+    assert objective.spread() < objective.alarm

@@ -64,7 +64,7 @@ def compared_by_hand(a, b, at, among, keep, legacy=False):
     for image in range(len(a)):
         found = []
         for cell in range(a.shape[1]):
-            distances = [float((at[image, cell] - other).norm()) for other in among[image]]
+            distances = (at[image, cell] - among[image]).detach().norm(dim=1).tolist()
             q = min(range(len(distances)), key=distances.__getitem__)
             found.append((distances[q], a[image, cell], b[image, q]))
         found.sort(key=lambda match: match[0])
@@ -172,3 +172,12 @@ def test_lightlys_head_of_cells_sees_one_cell_at_a_time():
     head = VicRegLLocalProjectionHead(4, 5, 6)
     hidden = [nn.Linear, nn.LayerNorm, nn.ReLU]
     assert [type(layer) for layer in head.layers] == [*hidden, *hidden, nn.Linear]
+
+
+def test_a_constant_output_is_seen_as_collapse():
+    encoder, objective, batch = setup(32, 32, alpha=0.0)
+    objective.loss(encoder, objective.features(encoder, batch), batch)
+    assert objective.spread() > objective.alarm
+    nn.init.zeros_(objective.local_projector.layers[-1].weight)
+    objective.loss(encoder, objective.features(encoder, batch), batch)
+    assert objective.spread() < objective.alarm

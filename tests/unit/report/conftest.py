@@ -138,7 +138,7 @@ class Study:
         columns |= {"objective": "byol", "views": "simclr"} if parent else {"objective": "none"}
         rows = [
             {"metric": "top1", "value": top1, "split": "test", "n": 360},
-            {"metric": "val_top1", "value": top1 + 0.01, "split": "val", "n": 360},
+            {"metric": "top1", "value": top1 + 0.01, "split": "val", "n": 360},
             {"metric": "top5", "value": 0.99, "split": "test", "n": 360},
         ]
         needs = (packed, parent) if parent else (packed,)

@@ -32,6 +32,7 @@ def results(study: Any, stage: str, metric: str, epsilon: float | None = None, *
     for run in study.runs:
         if run["stage"] == stage and all(run["columns"].get(key) == value for key, value in columns.items()):
             rows = json.loads((study.folder(f"{stage}/{run['name']}") / "result.json").read_text())["rows"]
+            rows = [r for r in rows if r.get("split") != "val"]
             found += [r["value"] for r in rows if r["metric"] == metric and r.get("epsilon") == epsilon]
     return found
 

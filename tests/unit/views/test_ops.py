@@ -280,16 +280,17 @@ def test_region_confusion_moves_whole_cells_at_32() -> None:
         assert torch.equal(ours, image[1, :, origin[0] * 8 : origin[0] * 8 + 8, origin[1] * 8 : origin[1] * 8 + 8])
 
 
-def test_region_confusion_at_224_follows_dcls_steps_in_pillow() -> None:
-    """Trim 5, split 214 at whole pixels, each tile to 30 by Lanczos, paste, 210 to 224 by cubic."""
+@pytest.mark.parametrize(("trim", "cut", "tile"), [(10, 5, 30), (20, 10, 29)])
+def test_region_confusion_at_224_follows_dcls_steps_in_pillow(trim: int, cut: int, tile: int) -> None:
+    """Cut 5 (or DCL's own 10), split 214 (204) at whole pixels, each tile to 30 (29) by Lanczos, paste, to 224."""
     image = smooth_noise(1)
     source = ops.draw_confusion(1, 7, torch.Generator().manual_seed(5))
-    trimmed = to_pillow(image[0]).crop((5, 5, 219, 219))
-    edges, mosaic = [214 * i // 7 for i in range(8)], Image.new("RGB", (210, 210))
+    trimmed = to_pillow(image[0]).crop((cut, cut, 224 - cut, 224 - cut))
+    edges, mosaic = [(224 - 2 * cut) * i // 7 for i in range(8)], Image.new("RGB", (7 * tile, 7 * tile))
     for place, cell in enumerate(source[0].tolist()):
         row, column = divmod(cell, 7)
-        tile = trimmed.crop((edges[column], edges[row], edges[column + 1], edges[row + 1]))
-        mosaic.paste(tile.resize((30, 30), Image.Resampling.LANCZOS), (place % 7 * 30, place // 7 * 30))
+        piece = trimmed.crop((edges[column], edges[row], edges[column + 1], edges[row + 1]))
+        mosaic.paste(piece.resize((tile, tile), Image.Resampling.LANCZOS), (place % 7 * tile, place // 7 * tile))
     expected = levels(mosaic.resize((224, 224), Image.Resampling.BICUBIC))
     # Pillow rounds after each direction of each of the two resizes; each alone has a mean error of 0.25 to 0.3
-    assert (ops.region_confusion(image, source)[0] * 255 - expected).abs().mean().item() < 0.6
+    assert (ops.region_confusion(image, source, trim)[0] * 255 - expected).abs().mean().item() < 0.6

@@ -73,8 +73,8 @@ def test_processes_that_share_a_batch_make_the_same_views_and_places(name: str) 
             mine, where = located_views(name, extra, images[own], sizes, 64, seeded(), own)
             for view, whole in zip(mine, views, strict=True):
                 torch.testing.assert_close(view, whole[own], atol=1e-5, rtol=0)
-            for place, whole in zip(where, places, strict=True):
-                assert torch.equal(place.centres(5, 3), whole.centres(5, 3)[own])
+            for place, all_places in zip(where, places, strict=True):
+                assert torch.equal(place.centres(5, 3), all_places.centres(5, 3)[own])
 
 
 def test_bits_do_not_depend_on_how_the_batch_is_sliced(monkeypatch: pytest.MonkeyPatch) -> None:
