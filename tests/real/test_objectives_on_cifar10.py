@@ -38,7 +38,9 @@ def test_it_learns_and_does_not_collapse(packed, tmp_path, name):
     recipe = literals(OBJECTIVES.rows[name].partition(":")[0])["VIEWS"]
     views = resolve(RECIPES, recipe, {})
     views |= {"small_count": 2} if views.get("small_count") else {}
-    values = Pretrain(epochs=EPOCHS, batch_size=BATCH, lr_per_256=8e-3, warmup_epochs=1, on_collapse="report").model_dump()
+    values = Pretrain(
+        epochs=EPOCHS, batch_size=BATCH, lr_per_256=8e-3, warmup_epochs=1, on_collapse="report"
+    ).model_dump()
     index = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:IMAGES]
     task = Task(encoder, kind(encoder, settings, classes), {}, split, index, {recipe: views}, 32, values, seed=0)
     outcome = train(task, tmp_path, Engine(device="cpu", log_every_steps=1), lambda text: None)
