@@ -98,9 +98,12 @@ class _Planner:
             if views == "default":
                 views = _literal_views(self.registers["objectives"].rows[objective])
             settled = self.idea("objectives", objective, preset=optimisation)
+            crops = self.registers["objectives"].about(objective).get("crops", {}).get(optimisation, {})
             for o, v in itertools.product(settled, self.idea("views", views)):
                 settings = (
-                    where | self.backbone(model) | {"objective": {objective: o}, "views": {views: v}, "train": values}
+                    where
+                    | self.backbone(model)
+                    | {"objective": {objective: o}, "views": {views: v | crops}, "train": values}
                 )
                 columns = about | {
                     "backbone": model,

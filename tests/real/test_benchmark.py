@@ -54,6 +54,9 @@ def test_a_study_runs_and_its_table_is_laid_out(small, name):
     assert sum(run.stage == "pretrain" for run in runs) == RUN[name]
     for run in runs:
         stages.execute(run, params, name, small, lambda text: None)
+        if run.stage == "pretrain":
+            rows = json.loads((small / "results" / run.result).read_text())["rows"]
+            assert [row["value"] for row in rows if row["metric"] == "collapsed"] == [0]
 
     folder = small / "results" / "report" / name
     page, cells = (folder / "index.html").read_text(), pd.read_csv(folder / "beside.csv")

@@ -9,6 +9,7 @@ from sandglass.objectives import OBJECTIVES
 from sandglass.report import published
 from sandglass.report.beside import METHODS, POLICIES, SETS, answers
 from sandglass.study import plan
+from sandglass.views.recipes import sizes_of
 
 STUDIES = ("blog_imagenette", "blog_imagenette_v2_160", "blog_imagewoof", "blog_nabirds")
 OPTIMISATIONS = ("blog", "cnn")
@@ -74,6 +75,19 @@ def test_the_blogs_way_is_without_parameter_groups_and_with_its_settings(plans):
             assert known[objective].items() <= settings.items() or not blog
             if objective == "vicregl":
                 assert settings["form"] == ("legacy" if blog else "correct")
+
+
+def test_large_and_small_views_of_a_policy_are_the_objectives(plans):
+    """The blog's VICRegL had one large and one small view and its SwAV two large ones; by default SwAV has 2 + 6."""
+    seen = {}
+    for run in plans["blog_imagenette"]:
+        if run.stage == "pretrain":
+            (settings,) = run.settings["views"].values()
+            seen.setdefault((run.columns["objective"], run.columns["optimisation"]), set()).add(
+                tuple(sizes_of(settings, 224))
+            )
+    odd = {("vicregl", "blog"): {(224, 96)}, ("swav", "cnn"): {(224, 224, *[96] * 6)}}
+    assert seen == {key: {(224, 224)} for key in seen} | odd and len(seen) == 14
 
 
 def test_the_data_sets_are_those_of_the_print(plans):

@@ -96,7 +96,7 @@ def test_unknown_key_has_line_and_suggestion(tmp_path):
         ("data: {val_fraction: 1.0}", "less than 1"),
         ("finetune: {labels: 1.5}", "less than or equal to 1"),
         ("objectives: {byol: {momentum: 1.5}}", "outside 0 .. 1"),
-        ("objectives: {byol: {momentun: 0.9}}", "did you mean momentum?"),
+        ("objectives: {byol: {momentun: 0.9}}", "did you mean momentum or momentum_end?"),
         ("objectives: {boyl: {momentum: 0.9}}", "did you mean byol?"),
     ],
 )

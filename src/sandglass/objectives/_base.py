@@ -13,7 +13,8 @@ with `batch.drawn`; where it is in the run, it reads from `batch.clock`; rows of
 `distributed.gather`. So several processes that share a batch compute what one does.
 
 A file says, in literals that are read without importing it: PAPER, VIEWS (the recipe it wants by default), KIND (of
-views), BACKBONES (that it can teach), SETTINGS, PRESETS, and TRAIN: optimisers by which it has been trained.
+views), BACKBONES (that it can teach), SETTINGS, PRESETS, and TRAIN: optimisers by which it has been trained. CROPS, if
+there, says how many large and small views it took then, of whatever recipe, and their scales.
 """
 
 from __future__ import annotations

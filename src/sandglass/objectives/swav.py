@@ -46,6 +46,9 @@ SETTINGS = {
 PRESETS = {
     "blog": {"prototypes": 3000, "bias": True, "epsilon": 0.05, "later_epsilon": 0.05, "frozen_steps": 0},
 }
+CROPS = {
+    "cnn": {"crop_scale_min": 0.14, "small_count": 6, "small_crop_scale_min": 0.05, "small_crop_scale_max": 0.14},
+}
 TRAIN = {
     "cnn": {"optimizer": "lars", "lr_per_256": 0.6, "weight_decay": 1e-6, "warmup_epochs": 10.0, "clip_norm": 0.0},
     "transformer": {"optimizer": "adamw", "lr_per_256": 5e-4, "weight_decay": 0.05, "warmup_epochs": 10.0},

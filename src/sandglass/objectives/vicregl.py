@@ -49,6 +49,7 @@ SETTINGS = {
     "form": ("correct", {"correct", "legacy"}),
 }
 PRESETS = {"blog": {"form": "legacy", "local_hidden": 128, "local_out": 128}}
+CROPS = {"blog": {"count": 1, "small_count": 1, "small_crop_scale_min": 0.05, "small_crop_scale_max": 0.2}}
 TRAIN = {
     "cnn": {
         "optimizer": "lars",

@@ -169,20 +169,17 @@ def _table(name: str, optimisation: str, rows: pd.DataFrame, seeds: int) -> Tabl
 def _cell(rows: Sequence[dict[str, Any]], shared: set[str], seeds: int) -> Iterator[str]:
     """The lines of one cell: theirs, ours by each way to judge it, and what is wrong with this cell alone."""
     first, found = rows[0], [row for row in rows if row["n"]]
-    fewer = f", n = {first['n']}" * (0 < first["n"] < seeds)
     if first["metric"] in COSTS:
         yield "theirs " + ", ".join(f"{row['printed']} {COSTS[row['metric']][1]}" for row in rows)
         if found:
-            yield "ours " + ", ".join(f"{_mean(row):.1f} {COSTS[row['metric']][2]}" for row in found) + fewer
+            yield "ours " + ", ".join(f"{_mean(row):.1f} {COSTS[row['metric']][2]}" for row in found)
     else:
         yield f"theirs {100 * first['value']:.1f}" + ", disputed" * (first["status"] == "disputed")
         for row in found:
             interval = words.interval(row["values"], row["test images"])
-            yield f"{EVALUATIONS[row['evaluation']][0]} {100 * _mean(row):.1f} ({interval}){fewer}"
-    if first["collapsed"]:
-        yield f"ours collapsed: {first['collapsed']} of {seeds}"
-    elif not found:
-        yield "ours –"
+            yield f"{EVALUATIONS[row['evaluation']][0]} {100 * _mean(row):.1f} ({interval})"
+    if first["n"] < seeds:
+        yield f"ours n = {first['n']}" + f", {first['collapsed']} collapsed" * (first["collapsed"] > 0)
     yield from (reason for reason in first["not comparable"] if reason not in shared)
 
 

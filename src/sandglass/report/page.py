@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -120,14 +121,14 @@ class _Page:
         section, some = Section("probes", "Frozen features"), self.having("probe", "top1")
         bases = {"against random": against(some, "init", "random")}
         self._accuracies(section, some, bases, paired=False)
-        span = _span(some, "top1")
+        span, charts = _span(some, "top1"), []
         for probe in dict.fromkeys(one.ids["probe"] for one in some):
             these = [one for one in some if one.ids["probe"] == probe]
             for panel, lines in panels(these, ("init", "objective")):
                 rows = [(name, one.ids["init"], list(one.values("top1"))) for name, one in lines]
                 caption = ", ".join(filter(None, [PROBES.get(probe, probe), panel]))
-                section.charts.append((caption, Markup(figures.dots(rows, "test accuracy, %", span))))
-        return _limited(section, "the table has them all.")
+                charts.append((caption, partial(figures.dots, rows, "test accuracy, %", span)))
+        return _drawn(section, charts, "the table has them all.")
 
     def finetuned(self) -> Section:
         section, some = Section("finetuned", "Finetuned models"), self.having("finetune", "top1")
@@ -192,14 +193,14 @@ class _Page:
 
     def curves(self, stage: str, title: str, by: str) -> Section:
         section = Section(f"{stage}-curves", title, ["Thin lines are seeds, bold lines their mean."])
+        charts = []
         for panel, lines in panels(self.stages.get(stage, []), (by,)):
             tables = {name: [history(self.results / stage / run) for run in one.runs] for name, one in lines}
             logged = dict.fromkeys(column for some in tables.values() for table in some for column in table.columns)
             for metric in [name for name in logged if name not in UNCURVED]:
                 groups = {name: [_curve(table, metric) for table in some] for name, some in tables.items()}
-                chart = figures.curves(groups, metric)
-                section.charts.append((", ".join(filter(None, [metric, panel])), Markup(chart)))
-        return _limited(section, "metrics.jsonl in a run's folder has everything logged.")
+                charts.append((", ".join(filter(None, [metric, panel])), partial(figures.curves, groups, metric)))
+        return _drawn(section, charts, "metrics.jsonl in a run's folder has everything logged.")
 
     def views(self) -> Section:
         section = Section("views", "What the networks saw")
@@ -407,11 +408,11 @@ def _span(some: list[Experiment], metric: str) -> tuple[float, float]:
     return (min(values), max(values)) if values else (0.0, 1.0)
 
 
-def _limited(section: Section, elsewhere: str) -> Section:
-    """The section with its first charts."""
-    if len(section.charts) > CURVES:
-        section.notes.append(f"{len(section.charts) - CURVES} more are not drawn; {elsewhere}")
-    section.charts = section.charts[:CURVES]
+def _drawn(section: Section, charts: Sequence[tuple[str, Callable[[], str]]], elsewhere: str) -> Section:
+    """The section with the first of its charts."""
+    section.charts = [(caption, Markup(draw())) for caption, draw in charts[:CURVES]]
+    if len(charts) > CURVES:
+        section.notes.append(f"{len(charts) - CURVES} more are not drawn; {elsewhere}")
     return section
 
 

@@ -33,7 +33,7 @@ def task(packed, with_probe=True, objective="byol", **settings):
     split = open_split(packed, "train")
     encoder = build("toy", 32, 10 if objective == "supervised" else 0, split.info["mean"], split.info["std"])
     if objective == "byol":
-        learned = BYOL(encoder, {"hidden": 16, "out": 8, "momentum": 0.9}, 10)
+        learned = BYOL(encoder, {"hidden": 16, "out": 8, "momentum": 0.9, "momentum_end": 1.0}, 10)
     else:
         learned = Supervised(encoder, {}, 10)
     values = Pretrain(epochs=3, batch_size=16, warmup_epochs=1.0).model_dump() | settings

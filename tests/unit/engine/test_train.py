@@ -1,6 +1,7 @@
 """The loop: same steps after a stop, loud about what cannot go on, and nothing trained that should not be."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def task(packed, objective="byol", images=64, auxiliaries=(), **settings):
     recipe = "baseline" if objective == "byol" else "plain"
     encoder = build("toy", 32, 10 if objective == "supervised" else 0, split.info["mean"], split.info["std"])
     if objective == "byol":
-        learned = BYOL(encoder, {"hidden": 16, "out": 8, "momentum": 0.9}, 10)
+        learned = BYOL(encoder, {"hidden": 16, "out": 8, "momentum": 0.9, "momentum_end": 1.0}, 10)
     else:
         learned = Supervised(encoder, {}, 10)
     tasks = {
@@ -166,3 +167,20 @@ def test_collapse_stops_a_run_after_two_epochs_and_the_objectives_patience(packe
         train(t, tmp_path, ENGINE, say=lambda text: None)
     assert problem.value.id == "T-106" and problem.value.exit == Exit.DIVERGED
     assert problem.value.why == "what it looks at is 0.125, the alarm is at 0.2"
+
+
+def test_collapse_that_is_to_be_reported_is_in_the_outcome_also_when_only_the_end_was_resumed(packed, tmp_path):
+    def collapsing(end: float):
+        t = task(packed, on_collapse="report")
+        t.objective.spread = lambda: end
+        return t
+
+    assert not train(collapsing(0.9), tmp_path / "healthy", ENGINE, say=lambda text: None).collapsed
+    assert train(collapsing(0.1), tmp_path / "state", ENGINE, say=lambda text: None).collapsed
+    again = train(collapsing(math.inf), tmp_path / "state", ENGINE, say=lambda text: None)  # nothing left to do
+    assert again.collapsed and again.attempts == 2
+    # ... and what collapsed in between and recovered did not collapse
+    recovers = task(packed, on_collapse="report")
+    spreads = iter((0.9, 0.1, 0.9))
+    recovers.objective.spread = lambda: next(spreads)
+    assert not train(recovers, tmp_path / "recovers", ENGINE, say=lambda text: None).collapsed
