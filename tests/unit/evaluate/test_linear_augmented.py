@@ -76,13 +76,13 @@ def test_every_rate_learns_what_it_would_alone_and_by_hand(digits: Path) -> None
 
 def test_the_rate_is_chosen_on_val_and_test_is_only_told(digits: Path) -> None:
     judged = subject(digits, labels=0.3)
-    found = probe(judged)
-    tops = {lr: probe(judged, lr_per_256=[lr])["val top1"] for lr in settings()["lr_per_256"]}
+    found = probe(judged, epochs=12)
+    tops = {lr: probe(judged, epochs=12, lr_per_256=[lr])["val top1"] for lr in settings()["lr_per_256"]}
     assert found["val top1"] == max(tops.values()) == tops[found["val lr_per_256"]] > min(tops.values())
     scrambled = subject(digits, labels=0.3)
     given = dataclasses.replace(judged.features, test_labels=judged.features.test_labels.flip(0))
     vars(scrambled)["features"] = given
-    other = probe(scrambled)
+    other = probe(scrambled, epochs=12)
     assert other["val lr_per_256"] == found["val lr_per_256"] and other["test top1"] < found["test top1"]
 
 
