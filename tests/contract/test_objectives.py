@@ -35,6 +35,8 @@ def built(name, classes=CLASSES):
     encoder = build("toy", 32, classes if kind.needs_labels else 0, [0.5] * 3, [0.25] * 3)
     settings = resolve(OBJECTIVES, name, {})
     settings |= {key: 16 for key, value in settings.items() if type(value) is int and value > 16}
+    filled = {"queue": 2 * IMAGES, "queue_from": 0.0, "queue_from_epoch": 0}  # what a queue holds is state too
+    settings |= {key: value for key, value in filled.items() if key in settings}
     return encoder, kind(encoder, settings, classes)
 
 
