@@ -91,8 +91,19 @@ def written(outcomes):
     return "\n".join([*lines, "", *(f"{number}. {text}" for text, number in notes.items())])
 
 
-def page_table():
-    return PAGE.read_text().partition("<!-- matrix -->\n")[2].partition("\n<!-- end -->")[0]
+def named():
+    """The table of objectives, from what their files say of themselves."""
+    lines = ["| objective | idea | source | views | recipe | backbones |", "|---|---|---|---|---|---|"]
+    for name in OBJECTIVES:
+        about = OBJECTIVES.about(name)
+        idea = about["about"].partition(": ")[2].rstrip(".")
+        cells = (f"`{name}`", idea, about["paper"], about["kind"], f"`{about['views']}`", about["backbones"])
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def on_the_page(mark):
+    return PAGE.read_text().partition(f"<!-- {mark} -->\n")[2].partition("<!-- end -->")[0].rstrip("\n")
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +122,14 @@ def test_it_runs_or_is_refused_with_a_setting_that_works(outcomes):
 
 
 def test_the_page_says_so(outcomes):
-    assert page_table() == written(outcomes), "python tests/contract/test_matrix.py rewrites it"
+    assert on_the_page("matrix") == written(outcomes), "python tests/contract/test_matrix.py rewrites it"
+    assert on_the_page("objectives") == named(), "python tests/contract/test_matrix.py rewrites it"
 
 
 if __name__ == "__main__":
-    table = written({(o, b, s): outcome(o, b, s) for o in OBJECTIVES for b in BACKBONES for s in SIZES})
-    PAGE.write_text(PAGE.read_text().replace(page_table(), table))
+    steps = written({(o, b, s): outcome(o, b, s) for o in OBJECTIVES for b in BACKBONES for s in SIZES})
+    text = PAGE.read_text()
+    for mark, table in (("objectives", named()), ("matrix", steps)):
+        start, _, rest = text.partition(f"<!-- {mark} -->\n")
+        text = f"{start}<!-- {mark} -->\n{table}\n<!-- end -->" + rest.partition("<!-- end -->")[2]
+    PAGE.write_text(text)
