@@ -75,8 +75,8 @@ def test_demo_study(tmp_path, repo, cluster):
         "epochs: 30\n": "epochs: 2\n",
     }
     for old, new in shorter.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
+        assert old in text, old
+        text = text.replace(old, new, 1)  # the demo is the first study
     place = Place(tmp_path, repo, cluster, text)
     place.finish(place.start("--config", "study=demo"))
     complete(place, "--study", "demo")
