@@ -23,8 +23,11 @@ from sandglass.runs import read_json, write_atomic
 
 # What identifies a number besides its seed. `label fraction` is "labels" in a run's columns.
 NAMES = ("data set", "backbone", "objective", "optimisation", "views", "auxiliary", "init", "label fraction")
-FIRST = ("stage", *NAMES, "attack", "epsilon", "seed", "metric", "value")
-LAST = ("probe", "outcome", "split", "n", "setting", "run")
+FIRST = (  # as published: what comes later is appended
+    "stage", "data set", "backbone", "objective", "views", "auxiliary", "init", "label fraction", "attack", "epsilon",
+    "seed", "metric", "value",
+)  # fmt: skip
+LAST = ("probe", "split", "n", "setting", "run", "optimisation", "outcome")
 NUMBERS = ("label fraction", "epsilon", "seed", "value", "n")
 ROW = ("metric", "value", "split", "n", "attack", "epsilon")  # what a result's row may say; other words go to `setting`
 IDENTITY = ("stage", *NAMES, "attack", "probe", "outcome", "setting")  # groups of these are seeds of one experiment
