@@ -53,7 +53,8 @@ class Experiment:
 
     def images(self, metric: str) -> int:
         """How many images one number of the metric is of; 0 if that was not written down."""
-        counts = self.rows[self.rows["metric"] == metric]["n"].dropna()
+        judged = self.rows[(self.rows["metric"] == metric) & (self.rows["split"] != "val")]
+        counts = judged["n"].dropna()
         return int(counts.iloc[0]) if len(counts) else 0
 
     def epsilons(self) -> list[float]:

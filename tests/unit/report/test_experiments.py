@@ -40,10 +40,11 @@ def test_counts_and_values(demo: dict[str, list[Experiment]]) -> None:
 
 def test_validation_and_missing_numbers_are_not_results(empty_study: Any) -> None:
     for seed, split, value in ((0, "val", 0.9), (0, "test", 0.8), (1, "test", None)):
-        rows = [{"metric": "top1", "value": value, "split": split, "n": 10}]
+        rows = [{"metric": "top1", "value": value, "split": split, "n": 5 if split == "val" else 10}]
         empty_study.add("probe", "p", seed, {"data set": "d", "probe": "knn"}, rows)
     (one,) = experiments(collect(empty_study.root, keys(empty_study)), "probe")
     assert one.values("top1").to_dict() == {0: 0.8}
+    assert one.images("top1") == 10  # of the test split
 
 
 def test_only_the_columns_that_tell_are_told(demo: dict[str, list[Experiment]]) -> None:
