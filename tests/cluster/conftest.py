@@ -57,7 +57,7 @@ class Place:
         assert driver.wait(seconds) == code, f"exit {driver.returncode}\n{self.said()[-6000:]}"
         assert not [job for job in self.jobs() if job["state"] in ("PENDING", "RUNNING", "COMPLETING")], self.jobs()
         until(
-            lambda: not self.cluster.processes(str(self.root)), 240, "the end of the last process (MLflow's follower)"
+            lambda: not self.cluster.processes(str(self.root)), 100, "the end of the last process (MLflow's follower)"
         )
 
     def said(self) -> str:
