@@ -22,6 +22,9 @@ def finding(stages: dict[str, list[Experiment]]) -> list[Told]:
     probes, finetuned = (_having(stages.get(stage, []), "top1") for stage in ("probe", "finetune"))
     attacked = _having(stages.get("attack", []), "robust_top1")
     told = [*_probes(probes), *_inits(finetuned), *_auxiliaries(finetuned), *_attacks(attacked)]
+    if not told and (judged := [*probes, *finetuned]):
+        what = words.times(len(judged), "setting")
+        told = [("No comparison", f"{what} judged, and no random weights or training from scratch to set beside.")]
     return [(about, words.bound(text)) for about, text in told] or [("Nothing yet", "no finished run has an accuracy.")]
 
 

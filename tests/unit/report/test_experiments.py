@@ -16,6 +16,7 @@ from sandglass.report.experiments import (
     strength,
     telling,
 )
+from sandglass.report.finding import finding
 
 
 def keys(study: Any) -> list[str]:
@@ -45,6 +46,8 @@ def test_validation_and_missing_numbers_are_not_results(empty_study: Any) -> Non
     (one,) = experiments(collect(empty_study.root, keys(empty_study)), "probe")
     assert one.values("top1").to_dict() == {0: 0.8}
     assert one.images("top1") == 10  # of the test split
+    ((about, text),) = finding({"probe": [one]})  # an accuracy, and nothing to set beside it
+    assert about == "No comparison" and text.startswith("1 setting judged")
 
 
 def test_only_the_columns_that_tell_are_told(demo: dict[str, list[Experiment]]) -> None:
