@@ -12,6 +12,7 @@ dropout in attention and drop path of 0.1 are arguments here, off; positions sta
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from timm.layers import PatchEmbed
@@ -28,18 +29,18 @@ class Tokenizer(PatchEmbed):
 
     def __init__(self, channels: tuple[int, ...], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.proj = nn.Sequential()
-        before = kwargs["in_chans"]
-        for width in (*channels, kwargs["embed_dim"]):
-            self.proj.extend([nn.Conv2d(before, width, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(3, 2, 1)])
-            nn.init.kaiming_normal_(self.proj[-3].weight)
-            before = width
+        layers: list[nn.Module] = []
+        for before, width in pairwise((kwargs["in_chans"], *channels, kwargs["embed_dim"])):
+            convolution = nn.Conv2d(before, width, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight)
+            layers += [convolution, nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+        self.add_module("proj", nn.Sequential(*layers))
 
 
 class CompactBlock(Block):
     """timm's block with the second norm on the stream."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         x = self.norm2(x + self.drop_path1(self.attn(self.norm1(x))))
         return x + self.drop_path2(self.mlp(x))
 
@@ -70,7 +71,7 @@ class CCT(VisionTransformer):
             global_pool="map",
             **kwargs,
         )
-        self.attn_pool = SequencePool(self.embed_dim)  # in the place of timm's pooling by attention
+        self.add_module("attn_pool", SequencePool(self.embed_dim))  # in the place of timm's pooling by attention
 
 
 _cfg = {

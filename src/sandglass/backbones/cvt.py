@@ -14,6 +14,7 @@ is on all tokens, so that the grid is normalised as the class token is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -21,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
+
+from sandglass.backbones._pyramid import Pyramid
 
 PAPER = "arXiv 2103.15808"
 ABOUT = {"cvt312": "CvT of three stages, 15M parameters: 32 px to 8 x 8 cells of 312 channels."}
@@ -78,9 +80,8 @@ class Stage(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if token else None
         self.blocks = nn.ModuleList(blocks)
-        self.grad_checkpointing = False
 
-    def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
+    def forward(self, x: Tensor, checkpointing: bool) -> tuple[Tensor, int, int]:
         """The tokens, and h and w."""
         x = self.conv(x)
         h, w = x.shape[-2:]
@@ -88,11 +89,11 @@ class Stage(nn.Module):
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
         for block in self.blocks:
-            x = checkpoint(block, x, h, w) if self.grad_checkpointing and self.training else block(x, h, w)
+            x = checkpoint(block, x, h, w) if checkpointing else block(x, h, w)
         return x, h, w
 
 
-class CvT(nn.Module):
+class CvT(Pyramid):
     """Images (B, 3, S, S) to tokens (B, 1 + h w, C) after the final norm; any size, odd maps are rounded up.
 
     `embed_dims`, `num_heads`, `depths` and `strides` have one value per stage. The head reads the class token, or the
@@ -105,7 +106,7 @@ class CvT(nn.Module):
         self,
         in_chans: int = 3,
         num_classes: int = 1000,
-        global_pool: Literal["", "token", "avg"] = "token",
+        global_pool: str = "token",
         embed_dims: tuple[int, ...] = (64, 192, 312),
         num_heads: tuple[int, ...] = (1, 3, 6),
         depths: tuple[int, ...] = (1, 3, 11),
@@ -120,16 +121,17 @@ class CvT(nn.Module):
         self.num_features = self.head_hidden_size = embed_dims[-1]
         self.stages = nn.ModuleList()
         self.feature_info = []
-        reduction, rates = 1, iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
+        reduction = 1
+        rates: Iterator[Any] = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
         for i, (before, dim) in enumerate(pairwise((in_chans, *embed_dims))):
             scale = (dim if attn_scale == "dim" else dim // num_heads[i]) ** -0.5
             blocks = [Block(dim, num_heads[i], mlp_ratio, scale, next(rates)) for _ in range(depths[i])]
             self.stages.append(Stage(before, dim, strides[i], i == len(embed_dims) - 1, blocks))
             reduction *= strides[i]
             self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
-        self.norm: nn.Module = nn.LayerNorm(embed_dims[-1])
+        self.norm = nn.LayerNorm(embed_dims[-1])
         self.head_drop = nn.Dropout(drop_rate)
-        self.head: nn.Module = nn.Linear(embed_dims[-1], num_classes) if num_classes else nn.Identity()
+        self.head = nn.Linear(embed_dims[-1], num_classes) if num_classes else nn.Identity()
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -150,10 +152,6 @@ class CvT(nn.Module):
         entry = (r"^stages\.(\d+)\.(?:conv|norm|cls_token)", (-1,))  # before the first block of its stage
         return {"blocks": [(r"^stages\.(\d+)\.blocks\.(\d+)", None), entry, (r"^norm", (99999,))]}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
-
     def get_classifier(self) -> nn.Module:
         return self.head
 
@@ -163,55 +161,17 @@ class CvT(nn.Module):
         device = self.stages[0].conv.weight.device
         self.head = nn.Linear(self.num_features, num_classes, device=device) if num_classes else nn.Identity()
 
-    def _stages(self, x: Tensor, last: int | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The tokens of stage `last`, and the map (B, C, h, w) of every stage to it."""
+    def run(self, x: Tensor, last: int | None) -> tuple[Tensor, list[Tensor]]:
         maps, tokens = [], x
         for stage in self.stages[: None if last is None else last + 1]:
-            tokens, h, w = stage(x)
+            tokens, h, w = stage(x, self.grad_checkpointing and self.training)
             x = tokens[:, -h * w :].transpose(1, 2).unflatten(2, (h, w))
             maps.append(x)
         return tokens, maps
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """The maps of the stages (`norm` is for the last one, whose width the final norm has), without class token."""
-        if output_fmt != "NCHW":
-            raise ValueError("the only output format is NCHW")
-        take, last = feature_take_indices(len(self.stages), indices)
-        tokens, maps = self._stages(x, last if stop_early or intermediates_only else None)
-        if norm and len(maps) == len(self.feature_info):
-            maps[-1] = self.norm(maps[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        taken = [maps[i] for i in take]
-        return taken if intermediates_only else (self.norm(tokens), taken)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages after the last one asked for; the final norm goes with the last stage."""
-        take, last = feature_take_indices(len(self.stages), indices)
-        if prune_norm or last + 1 < len(self.stages):
-            self.norm = nn.Identity()
-        self.stages = self.stages[: last + 1]
-        if prune_head:
-            self.reset_classifier(0, "")
-        return take
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.norm(self._stages(x)[0])
-
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.head_drop(global_pool_nlc(x, self.global_pool, self.num_prefix_tokens))
         return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 _cfg = {

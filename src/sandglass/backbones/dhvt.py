@@ -51,11 +51,10 @@ class OverlappingPatches(PatchEmbed):
         if 2**steps != kwargs["patch_size"] or steps == 0:
             raise ValueError(f"patches of {kwargs['patch_size']} px are no power of two")
         widths = [kwargs["in_chans"], *(width // 2 ** (steps - 1 - i) for i in range(steps))]
-        self.proj = nn.Sequential(Affine(widths[0]))
-        for i, (before, after) in enumerate(pairwise(widths)):
-            self.proj.extend([nn.GELU()] * (i > 0))
-            self.proj.extend([nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after)])
-        self.proj.append(Affine(width))
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
+        self.add_module("proj", nn.Sequential(Affine(widths[0]), *layers[:-1], Affine(width)))
 
 
 class HeadInteraction(Attention):
@@ -68,7 +67,7 @@ class HeadInteraction(Attention):
         self.head_embed = nn.Parameter(torch.empty(1, num_heads, dim))
         nn.init.trunc_normal_(self.head_embed, std=0.02)
 
-    def forward(self, x: Tensor, **_: Any) -> Tensor:
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         means = x.mean(1).unflatten(-1, (self.num_heads, -1))  # B heads width
         heads = self.head_norm(self.head_proj(means).unflatten(-1, (self.num_heads, -1)))
         heads = F.gelu(heads).flatten(2) + self.head_embed
@@ -101,6 +100,8 @@ class ConvMlp(nn.Module):
 
 class DHVT(VisionTransformer):
     """timm's ViT with overlapping patches, head tokens and convolutional MLPs; images are square."""
+
+    cls_token: nn.Parameter
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(

@@ -1,8 +1,8 @@
 """nest312: NesT with the parameters of a small ViT and a grid of 8 x 8 cells and 312 channels on 32 px.
 
-Zhang et al. 2022 (arXiv 2105.12723), timm's class: every pixel is a patch, attention stays within blocks of 8 x 8 cells,
-and between the levels convolution and max-pooling halve the map: 32, 16, 8. timm's own entries fix widths and depths, and
-count reductions from a patch of 4 px; here they are arguments, and counted. Drop path is off, as in our other models.
+Zhang et al. 2022 (arXiv 2105.12723), timm's class: every pixel is a patch, attention stays in blocks of 8 x 8 cells,
+between the levels convolution and max-pooling halve the map: 32, 16, 8. timm's own entries fix widths and depths,
+and count reductions from a patch of 4 px; here they are arguments, and counted. Drop path is off, as in our others.
 """
 
 from __future__ import annotations
@@ -38,13 +38,7 @@ default_cfgs = generate_default_cfgs({"nest312": _cfg})
 
 @register_model
 def nest312(pretrained: bool = False, **kwargs: Any) -> CountedNest:
-    shape = {
-        "img_size": 32,
-        "patch_size": 1,
-        "embed_dims": (78, 156, 312),
-        "num_heads": (3, 6, 12),
-        "depths": (2, 2, 12),
-    }
-    shape |= {"drop_path_rate": 0.0, **kwargs}
+    shape = {"embed_dims": (78, 156, 312), "num_heads": (3, 6, 12), "depths": (2, 2, 12), **kwargs}
+    shape = {"img_size": 32, "patch_size": 1, "drop_path_rate": 0.0, **shape}
     feature_cfg = {"feature_cls": "getter", "out_indices": len(shape["embed_dims"])}
     return build_model_with_cfg(CountedNest, "nest312", pretrained, feature_cfg=feature_cfg, **shape)

@@ -16,15 +16,16 @@ from typing import Any
 
 from timm.layers import ClassifierHead
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, downsample_conv
 from torch import Tensor, nn
+
+from sandglass.backbones._pyramid import Pyramid
 
 PAPER = "arXiv 1512.03385"
 ABOUT = {"resnet312": "Three stages of basic blocks, 15M parameters: 32 px to 8 x 8 cells of 312 channels."}
 
 
-class ResNet312(nn.Module):
+class ResNet312(Pyramid):
     """Images (B, 3, S, S) to a grid (B, C, S / 4, S / 4) after the last ReLU; any size, odd maps are rounded up.
 
     `channels`, `layers` (number of blocks) and `strides` have one value per stage. With `zero_init_last` the last norm
@@ -47,7 +48,6 @@ class ResNet312(nn.Module):
         super().__init__()
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.num_features = self.head_hidden_size = channels[-1]
-        self.grad_checkpointing = False
         first = channels[0]
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()
@@ -64,6 +64,7 @@ class ResNet312(nn.Module):
             self.stages.append(nn.Sequential(BasicBlock(before, width, stride, shortcut), *rest))
             reduction *= stride
             self.feature_info.append({"num_chs": width, "reduction": reduction, "module": f"stages.{i}"})
+        self.norm = nn.Identity()
         self.head = ClassifierHead(channels[-1], num_classes, global_pool, drop_rate)
         self.init_weights(zero_init_last)
 
@@ -75,14 +76,8 @@ class ResNet312(nn.Module):
             elif isinstance(module, BasicBlock) and zero_init_last:
                 module.zero_init_last()
 
-    def no_weight_decay(self) -> set[str]:
-        return set()
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
         return self.head.fc
@@ -92,49 +87,15 @@ class ResNet312(nn.Module):
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.head.reset(num_classes, global_pool)
 
-    def _maps(self, x: Tensor, last: int | None = None) -> list[Tensor]:
-        """The map of every stage, to stage `last`."""
+    def run(self, x: Tensor, last: int | None) -> tuple[Tensor, list[Tensor]]:
         x, maps = self.stem(x), []
         for stage in self.stages[: None if last is None else last + 1]:
             x = checkpoint_seq(stage, x) if self.grad_checkpointing and self.training else stage(x)
             maps.append(x)
-        return maps
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """The maps of the stages, after their last ReLU (`norm` changes nothing: there is no final norm)."""
-        if output_fmt != "NCHW":
-            raise ValueError("the only output format is NCHW")
-        take, last = feature_take_indices(len(self.stages), indices)
-        maps = self._maps(x, last if stop_early or intermediates_only else None)
-        taken = [maps[i] for i in take]
-        return taken if intermediates_only else (maps[-1], taken)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages after the last one asked for."""
-        take, last = feature_take_indices(len(self.stages), indices)
-        self.stages = self.stages[: last + 1]
-        if prune_head:
-            self.reset_classifier(0, "")
-        return take
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self._maps(x)[-1]
+        return x, maps
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 _cfg = {

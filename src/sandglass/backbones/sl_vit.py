@@ -47,7 +47,7 @@ class ShiftedPatchEmbed(PatchEmbed):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.proj = ShiftedPatches(kwargs["in_chans"], kwargs["patch_size"], kwargs["embed_dim"])
+        self.add_module("proj", ShiftedPatches(kwargs["in_chans"], kwargs["patch_size"], kwargs["embed_dim"]))
 
 
 class LocalAttention(Attention):
@@ -57,7 +57,7 @@ class LocalAttention(Attention):
         super().__init__(*args, **kwargs)
         self.scale = nn.Parameter(torch.full((self.num_heads,), self.scale))
 
-    def forward(self, x: Tensor, **_: Any) -> Tensor:
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         others = ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         dropout = self.attn_drop.p if self.training else 0.0
@@ -71,7 +71,8 @@ class SLViT(VisionTransformer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(embed_layer=ShiftedPatchEmbed, attn_layer=LocalAttention, qkv_bias=False, **kwargs)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
 
 
 _cfg = {

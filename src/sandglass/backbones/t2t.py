@@ -70,7 +70,7 @@ class Tokens(PatchEmbed):
 
     def __init__(self, strides: tuple[int, ...], token_dim: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.proj = SoftSplits(kwargs["in_chans"], token_dim, kwargs["embed_dim"], strides)
+        self.add_module("proj", SoftSplits(kwargs["in_chans"], token_dim, kwargs["embed_dim"], strides))
 
 
 def sinusoids(count: int, width: int) -> Tensor:
@@ -85,7 +85,8 @@ class T2T(VisionTransformer):
     def __init__(self, strides: tuple[int, ...] = (1, 2, 2), token_dim: int = 64, **kwargs: Any) -> None:
         embed = partial(Tokens, strides=strides, token_dim=token_dim)
         super().__init__(patch_size=prod(strides), embed_layer=embed, pos_embed="none", qkv_bias=False, **kwargs)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
         del self.pos_embed
         table = sinusoids(self.patch_embed.num_patches + self.num_prefix_tokens, self.embed_dim)
         self.register_buffer("pos_embed", table[None], persistent=False)
