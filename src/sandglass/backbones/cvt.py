@@ -48,7 +48,8 @@ class ConvAttention(nn.Module):
         grid = cells.transpose(1, 2).unflatten(2, (h, w))
 
         def heads_of(conv: nn.Module, linear: nn.Module) -> Tensor:
-            tokens = torch.cat([prefix, conv(grid).flatten(2).transpose(1, 2)], 1)
+            # not flatten and transpose: on a CPU batch norm then misreads the strides of a single image's gradient
+            tokens = torch.cat([prefix, conv(grid).permute(0, 2, 3, 1).flatten(1, 2)], 1)
             return linear(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         q, k, v = heads_of(self.conv_q, self.q), heads_of(self.conv_k, self.k), heads_of(self.conv_v, self.v)
@@ -148,7 +149,7 @@ class CvT(Pyramid):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         if coarse:
-            return {"stem": r"^stages\.0\.(conv|norm)", "blocks": r"^stages\.(\d+)", "norm": [(r"^norm", (99999,))]}
+            return {"stem": r"^stages\.0\.(?:conv|norm)", "blocks": r"^stages\.(\d+)", "norm": [(r"^norm", (99999,))]}
         entry = (r"^stages\.(\d+)\.(?:conv|norm|cls_token)", (-1,))  # before the first block of its stage
         return {"blocks": [(r"^stages\.(\d+)\.blocks\.(\d+)", None), entry, (r"^norm", (99999,))]}
 

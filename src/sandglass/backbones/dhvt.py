@@ -10,6 +10,8 @@ Lu et al. 2022 (arXiv 2210.05958), with a class token and no positions but what 
                        class token * linear(GELU(linear(mean of y)))
 
 Batch norm is the ordinary one (a run on several devices synchronises it). The positions of the heads are not decayed.
+Maps become tokens by permute and flatten, not by flatten and transpose: the gradient of a single image would come back
+with strides that torch's batch norm misreads on a CPU.
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ class Affine(nn.Module):
 class OverlappingPatches(PatchEmbed):
     """timm's patch embedding, whose convolution is replaced by log2(patch size) small ones of doubling width."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, output_fmt: str | None = None, **kwargs: Any) -> None:
+        super().__init__(output_fmt="NHWC", **kwargs)
+        self.as_tokens = output_fmt is None
         width, steps = kwargs["embed_dim"], int(math.log2(kwargs["patch_size"]))
         if 2**steps != kwargs["patch_size"] or steps == 0:
             raise ValueError(f"patches of {kwargs['patch_size']} px are no power of two")
@@ -55,6 +58,10 @@ class OverlappingPatches(PatchEmbed):
         for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
         self.add_module("proj", nn.Sequential(Affine(widths[0]), *layers[:-1], Affine(width)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x.flatten(1, 2) if self.as_tokens else x
 
 
 class HeadInteraction(Attention):
@@ -93,7 +100,7 @@ class ConvMlp(nn.Module):
         token, cells = x[:, :1], x[:, 1:]
         side = math.isqrt(cells.shape[1])
         wide = self.widen(cells.transpose(1, 2).unflatten(2, (side, side)))
-        cells = self.narrow(wide + self.mix(wide)).flatten(2).transpose(1, 2)
+        cells = self.narrow(wide + self.mix(wide)).permute(0, 2, 3, 1).flatten(1, 2)
         token = token * self.excite(cells.mean(1, keepdim=True))
         return self.drop(torch.cat([token, cells], 1))
 

@@ -36,10 +36,10 @@ def named(name):
     return (name, {}) if name in OURS else (ROWS[name].model, dict(ROWS[name].model_extra))
 
 
-def narrow(name, size=32):
+def narrow(name, size=32, **more):
     torch.manual_seed(0)
     model, arguments = named(name)
-    return build(model, size, 4, [0.5] * 3, [0.25] * 3, {**arguments, **NARROW[name]})
+    return build(model, size, 4, [0.5] * 3, [0.25] * 3, {**arguments, **NARROW[name], **more})
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -76,8 +76,37 @@ def test_a_cell_depends_most_on_its_own_part_of_the_image(name):
 
 
 @pytest.mark.parametrize("name", NARROW)
+def test_the_gradient_of_one_image_is_the_same_in_company(name):
+    encoder, images = narrow(name).eval(), torch.rand(3, 3, 32, 32, requires_grad=True)
+    (together,) = torch.autograd.grad(encoder.logits(encoder(images)).square().sum(), images)
+    (alone,) = torch.autograd.grad(encoder.logits(encoder(images[:1])).square().sum(), images)
+    assert torch.allclose(alone[0], together[0], rtol=1e-3, atol=1e-5 * float(together.abs().max()))
+
+
+@pytest.mark.parametrize("name", NARROW)
 def test_another_size_gives_another_grid(name):
     assert narrow(name, 64).grid_shape == (16, 16)
+
+
+@pytest.mark.parametrize("name", ["vit312", "t2t312", "cct312", "sl_vit312", "dhvt312"])
+def test_elastic_ones_take_smaller_crops(name):
+    fixed, elastic = narrow(name).eval(), narrow(name, dynamic_img_size=True).eval()
+    elastic.load_state_dict(fixed.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(elastic(images).grid, fixed(images).grid, atol=1e-6)
+        small = elastic(images[..., :16, :16])
+        assert small.grid.shape == (2, 24, 4, 4) and elastic.logits(small).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_half_precision_gives_about_the_same_grid(name):
+    encoder, images = narrow(name).eval(), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        full = encoder(images).grid
+        with torch.autocast("cpu", torch.bfloat16):
+            half = encoder(images).grid.float()
+    assert (half - full).norm() < 0.05 * full.norm()
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name not in ("resnet312", "cvt312")])
