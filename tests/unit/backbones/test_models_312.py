@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,8 +15,19 @@ from sandglass.errors import Problem
 
 ROWS = load(Path(__file__).parents[3] / "params.yaml").backbones
 OURS = ("resnet312", "vit312", "t2t312", "cvt312", "cct312", "sl_vit312", "dhvt312", "nest312")
-# multiply-adds of one image, in 1e9, as in the table of configurations
-GMAC = {"resnet312": 1.410, "vit312": 1.022, "t2t312": 1.192, "cvt312": 1.204, "swin312": 1.283}
+# parameters with ten classes and multiply-adds of one image in 1e9: the table of configurations
+TABLE = {
+    "resnet312": (15_082_792, 1.410),
+    "vit312": (15_278_026, 1.022),
+    "t2t312": (14_970_008, 1.192),
+    "cvt312": (15_070_202, 1.204),
+    "cct312": (14_849_195, None),
+    "sl_vit312": (15_326_320, None),
+    "dhvt312": (15_542_140, None),
+    "nest312": (13_150_810 + 2 * 1_172_184, None),
+    "swin312": (15_088_276, 1.283),
+    "hiera312": (14_766_502, None),
+}
 FLAT = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 NARROW = {
     "resnet312": {"channels": [8, 12, 24], "layers": [1, 2, 2]},
@@ -42,13 +54,21 @@ def narrow(name, size=32, **more):
     return build(model, size, 4, [0.5] * 3, [0.25] * 3, {**arguments, **NARROW[name], **more})
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", TABLE)
 def test_size_and_grid(name):
     model, arguments = named(name)
-    found = check(model, 32, arguments)
+    found, (parameters, gmac) = check(model, 32, arguments), TABLE[name]
     assert found["grid"] == (312, 8, 8) and found["warnings"] == []
-    assert found["parameters"] == pytest.approx(15e6, rel=0.05)
-    assert name not in GMAC or found["macs"] / 1e9 == pytest.approx(GMAC[name], abs=6e-4)
+    assert found["parameters"] == parameters == pytest.approx(15e6, rel=0.05)
+    assert gmac is None or found["macs"] / 1e9 == pytest.approx(gmac, abs=6e-4)
+
+
+def test_heads():
+    with torch.device("meta"):
+        flat = [timm.create_model(name) for name in ("vit312", "t2t312", "cct312", "sl_vit312", "dhvt312")]
+        cvt = timm.create_model("cvt312")
+    assert {block.attn.num_heads for model in flat for block in model.blocks} == {6}
+    assert [stage.blocks[0].attn.heads for stage in cvt.stages] == [1, 3, 6]
 
 
 @pytest.mark.parametrize("name", [name for name in NARROW if name != "hiera312"])  # whose norm is in its head

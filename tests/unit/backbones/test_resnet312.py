@@ -87,9 +87,12 @@ def test_layer_decay_groups_run_from_stem_to_head():
 def test_checkpointing_changes_no_gradient():
     torch.manual_seed(0)
     model, x, grads = timm.create_model("resnet312", **NARROW), torch.randn(2, 3, 16, 16), []
+    calls = []
+    model.stages[0][0].register_forward_hook(lambda *_: calls.append(1))
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
         model.zero_grad()
         model(x).square().sum().backward()
         grads.append([p.grad.clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads))
+    assert len(calls) == 3  # once, then twice: it is computed again on the way back
