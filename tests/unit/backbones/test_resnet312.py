@@ -88,7 +88,7 @@ def test_checkpointing_changes_no_gradient():
     torch.manual_seed(0)
     model, x, grads = timm.create_model("resnet312", **NARROW), torch.randn(2, 3, 16, 16), []
     calls = []
-    model.stages[0][0].register_forward_hook(lambda *_: calls.append(1))
+    model.stages[0][0].register_forward_pre_hook(lambda *_: calls.append(1))
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
         model.zero_grad()
