@@ -25,5 +25,13 @@ BACKBONES = Register(
         "resnet50_small": "sandglass.backbones.resnet_small:resnet50_small",
         "resnet_toy": "sandglass.backbones.toy:resnet_toy",
         "toy": "sandglass.backbones.toy:toy",
+        "resnet312": "sandglass.backbones.resnet312:resnet312",
+        "vit312": "sandglass.backbones.vit312:vit312",
+        "t2t312": "sandglass.backbones.t2t:t2t312",
+        "cvt312": "sandglass.backbones.cvt:cvt312",
+        "cct312": "sandglass.backbones.cct:cct312",
+        "sl_vit312": "sandglass.backbones.sl_vit:sl_vit312",
+        "dhvt312": "sandglass.backbones.dhvt:dhvt312",
+        "nest312": "sandglass.backbones.nest312:nest312",
     },
 )
