@@ -59,8 +59,8 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(
     whole = go(name, model, None)
     asked = 10**9 - model.asked
     lives, left = 0, 0
-    for lives in range(1, 100):
-        model.asked = max(asked // 3, 40)  # of one life
+    while True:
+        lives, model.asked = lives + 1, max(asked // 3, 40)  # of one life
         try:
             outcome = go(name, model, Kept(tmp_path, "these weights"))
             break

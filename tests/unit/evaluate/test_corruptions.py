@@ -46,7 +46,7 @@ def test_every_level_of_every_corruption(name: str) -> None:
     for level, images in enumerate(made, start=1):
         assert images.shape == x.shape and images.dtype == torch.float32
         np.testing.assert_allclose(images * 255, (images * 255).round(), atol=1e-4)
-        assert 0 <= images.min() and images.max() <= 1
+        assert images.min() >= 0 and images.max() <= 1
         alone = corrupt(name, level, x[4:], range(4, 6))
         assert (alone - images[4:]).abs().max() <= 1 / 255 + 1e-6  # blurs of another batch may round the other way
         assert torch.equal(corrupt(name, level, x, range(len(x))), images)
@@ -197,7 +197,9 @@ def test_fractals_are_rough_as_asked() -> None:
     rough, fine = (weather._plasma(32, decay, draws(8)) for decay in (1.2, 3.0))
     for height in (rough, fine):
         assert height.shape == (8, 1, 32, 32)
-        assert torch.equal(height.amin((1, 2, 3)), torch.zeros(8)) and torch.equal(height.amax((1, 2, 3)), torch.ones(8))
+        assert torch.equal(height.amin((1, 2, 3)), torch.zeros(8)) and torch.equal(
+            height.amax((1, 2, 3)), torch.ones(8)
+        )
     steps = [float(height.diff(dim=3).abs().mean()) for height in (rough, fine)]
     assert steps[0] > 2 * steps[1]
 
