@@ -14,6 +14,7 @@ from sandglass.evaluate import ATTACKS
 from sandglass.evaluate.attacks import masking
 from sandglass.evaluate.attacks._ball import Ball
 from sandglass.evaluate.attacks._base import Shown
+from sandglass.evaluate.attacks.signs import SIGNS
 from sandglass.evaluate.attacks.square import squares
 
 
@@ -63,13 +64,13 @@ def signs(model: nn.Module) -> dict[str, float]:
 
 
 def raised(found: dict[str, float]) -> set[str]:
-    return {name for name in masking.SIGNS if found[f"flag_{name}"]}
+    return {name for name in SIGNS if found[f"flag_{name}"]}
 
 
 def test_an_honest_model_raises_no_flag() -> None:
     found = signs(trained()[0])
     assert raised(found) == set() and found["flags"] == 0
-    assert set(found) == {*masking.SIGNS, *(f"flag_{name}" for name in masking.SIGNS), "flags"}
+    assert set(found) == {*SIGNS, *(f"flag_{name}" for name in SIGNS), "flags"}
 
 
 @pytest.mark.parametrize("model", [Saturated(), Stepped(), Shattered()], ids=lambda model: type(model).__name__)

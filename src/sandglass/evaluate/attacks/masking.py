@@ -1,8 +1,8 @@
 """Does the model withstand attacks, or does it only hide its gradient from them? Eight signs of hiding, with flags.
 
-Each sign is a number that is near 0 for a model whose gradient says where its errors lie; its flag goes up above half a
-point of accuracy (or one image, where there are few), of the two ratios above their own BOUNDS. A raised flag says that
-the robust accuracies beside it are upper bounds and nothing more; none raised is no proof of the contrary.
+Each of SIGNS is a number that is near 0 for a model whose gradient says where its errors lie. Its flag goes up above
+half a point of accuracy (or one image, where there are few), that of the two ratios above their own BOUNDS. A raised
+flag says that the robust accuracies beside it are upper bounds and nothing more; none raised is no proof.
 Carlini et al. 2019, arXiv 1902.06705; Athalye et al. 2018, arXiv 1802.00420; Croce et al. 2020, arXiv 2010.09670.
 That the model is deterministic and tells its logits is not flagged but required (Problems E-114, E-115).
 """
@@ -22,19 +22,9 @@ from sandglass.evaluate.attacks._ball import Ball
 from sandglass.evaluate.attacks._base import Attack, Model, Outcome, Shown
 from sandglass.evaluate.attacks._base import run as sweep
 from sandglass.evaluate.attacks._kept import Kept
+from sandglass.evaluate.attacks.signs import SIGNS
 
 PAPER = "arXiv 1902.06705, 1802.00420, 2010.09670"
-
-SIGNS = {
-    "pgd_above_fgsm": "many small steps leave more right than a single one",
-    "rises_with_epsilon": "more is right at a larger epsilon",
-    "survives_far": "something is right at 64/255, where there is room for any error",
-    "only_black_box": "what withstands the gradient falls to random squares",
-    "zero_gradient": "images have a gradient of exactly zero",
-    "loss_falls_with_steps": "the loss is lower after more and smaller steps",
-    "noise_does_it_too": "noise of the same length does half of what the gradient does",
-    "needs_restarts": "restarts find errors that the first start did not",
-}
 
 SETTINGS = {
     "epsilons": [1.0, 2.0, 4.0, 8.0],  # in 1/255, above 0
@@ -76,7 +66,7 @@ def run(
     first = _by_epsilon(attacked("once", search(restarts=1), middle), "robust_top1")[middle]
     noisy = clean - _by_epsilon(attacked("noise", partial(_noise, seed), middle), "robust_top1")[middle]
     slack = max(SLACK, 1.5 / n)
-    signs = {
+    values = {
         "pgd_above_fgsm": max(left[epsilon] - quick[epsilon] for epsilon in left),
         "rises_with_epsilon": max((left[b] - left[a] for a, b in pairwise(sorted(left))), default=0.0),
         "survives_far": left[FAR],
@@ -86,8 +76,8 @@ def run(
         "noise_does_it_too": noisy / max(noisy, clean - left[middle]) if noisy > slack else 0.0,
         "needs_restarts": first - left[middle],
     }
-    flags = {name: int(value > BOUNDS.get(name, slack)) for name, value in signs.items()}
-    found = {name: max(value, 0.0) for name, value in signs.items()}
+    flags = {name: int(value > BOUNDS.get(name, slack)) for name, value in values.items()}
+    found = {name: max(values[name], 0.0) for name in SIGNS}
     found |= {f"flag_{name}": up for name, up in flags.items()} | {"flags": sum(flags.values())}
     shared = {"split": "test", "n": n, "attack": "masking"}
     rows = [{"metric": metric, "value": value} | shared for metric, value in found.items()]
