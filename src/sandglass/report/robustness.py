@@ -65,14 +65,14 @@ def robustness(some: list[Experiment], seeds: int) -> Section:
             section.text = [THREAT]
             columns = telling(these)
             section.tables.append(_main(these, columns, epsilon, f"Accuracy at ε = {epsilon:g}/255{where}.", seeds))
-            section.tables += [_by_epsilon(these, columns, seeds), _all_strengths(these, columns, seeds)]
+            section.tables += [_by_epsilon(these, columns, seeds), _all_strengths(these, columns, where, seeds)]
     corrupted = [one for one in some if one.ids["attack"] == "corruptions"]
     if corrupted:
         section.text.append(CORRUPTED)
         columns = telling(corrupted)
         caption = "Mean accuracy over fifteen common corruptions at five levels."
         section.tables += [_main(corrupted, columns, None, caption, seeds), _each_corruption(corrupted, columns)]
-    section.tables += _masking([one for one in some if one.ids["attack"] == "masking"])
+    section.tables += _masking([one for one in some if one.ids["attack"] == "masking"], seeds)
     for panel, lines in panels(swept, ("auxiliary",)):
         curves = {name: curve for name, one in lines if (curve := epsilon_curve(one))}
         if curves:
@@ -112,13 +112,13 @@ def _by_epsilon(some: list[Experiment], columns: list[str], seeds: int) -> Table
     return Table(head, len(columns), rows, "Accuracy in %, by ε in 1/255 of the pixel range.")
 
 
-def _all_strengths(some: list[Experiment], columns: list[str], seeds: int) -> Table:
+def _all_strengths(some: list[Experiment], columns: list[str], where: str, seeds: int) -> Table:
     rows = [
         [*names(one, columns), f"{e:g}", words.of(len(one.values("robust_top1", e)), seeds), *_cells(one, e)]
         for one in some
         for e in one.epsilons()
     ]
-    folded = "Clean, robust, drop and retention at every strength"
+    folded = f"Clean, robust, drop and retention at every strength{where}"
     return Table([*columns, "ε, 1/255", "n", *HEAD], len(columns), rows, folded=folded)
 
 
@@ -137,23 +137,23 @@ def _each_corruption(some: list[Experiment], columns: list[str]) -> Table:
     return Table(head, len(columns) + 1, rows, folded=f"Each of {len(means)} corruptions, at each level")
 
 
-def _masking(some: list[Experiment]) -> Iterator[Table]:
-    """Each sign for each model, with what the raised flags mean."""
+def _masking(some: list[Experiment], seeds: int) -> Iterator[Table]:
+    """The raised flags of each model in words, and folded the number behind each."""
     if not some:
         return
-    columns, rows, notes = telling(some), [], []
+    columns, raised, numbers = telling(some), [], []
     for one in some:
-        up = {sign: one.values(f"flag_{sign}").max() > 0 for sign in SIGNS if len(one.values(f"flag_{sign}"))}
-        cells = [f"{one.values(sign).mean():.3f}{' ⚑' if up[sign] else ''}" if sign in up else "–" for sign in SIGNS]
-        rows.append([*names(one, columns), *cells])
-        if any(up.values()):
-            reasons = "; ".join(SIGNS[sign] for sign, flag in up.items() if flag)
-            notes.append(
-                f"Check {label(one, columns) or 'the model'}: {reasons}. Its robust accuracy is an upper bound."
-            )
+        found = {sign: (one.values(sign).mean(), one.values(f"flag_{sign}").max() > 0) for sign in SIGNS}
+        flags = [SIGNS[sign] for sign, (_, up) in found.items() if up]
+        raised.append([*names(one, columns), "; ".join(flags) or "none", words.of(len(one.values("flags")), seeds)])
+        numbers.append([*names(one, columns), *(f"{value:.3f}{' ⚑' if up else ''}" for value, up in found.values())])
+    caption = f"Signs of a masked gradient, in at least one seed. {words.sentence(common(some, columns))}"
+    meaning = (
+        "Where a flag is raised, robust accuracies are upper bounds. That none is raised is no proof of the contrary."
+    )
+    yield Table([*columns, "raised flags", "n"], len(columns) + 1, raised, caption, notes=[meaning])
     head = [*columns, *(sign.replace("_", " ") for sign in SIGNS)]
-    caption = "Signs of a masked gradient: near 0 where the gradient says where errors lie; ⚑ in at least one seed."
-    yield Table(head, len(columns), rows, caption, notes=notes or ["No flag was raised, which is no proof."])
+    yield Table(head, len(columns), numbers, folded="The number behind each flag, near 0 for an honest gradient")
 
 
 def epsilon_curve(one: Experiment) -> tuple[np.ndarray, np.ndarray] | None:
