@@ -1,5 +1,6 @@
 """An attack that was killed goes on from what it had, and ends with the same bits."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_base, "BATCH", 8)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # no power cut here
     model = Mortal()
     whole = go(name, model, None)
     asked = 10**9 - model.asked
@@ -62,7 +64,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(
     while True:
         lives, model.asked = lives + 1, max(asked // 3, 40)  # of one life
         try:
-            outcome = go(name, model, Kept(tmp_path, "these weights"))
+            outcome = go(name, model, Kept(tmp_path, "these weights", seconds=0))
             break
         except Killed:
             files = len(list(tmp_path.rglob("*.pt")))
@@ -75,7 +77,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(
         assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
     model.asked = 4  # two to see that the model is what it was, two to spare
     if name != "masking":
-        assert go(name, model, Kept(tmp_path, "these weights")).rows == whole.rows
+        assert go(name, model, Kept(tmp_path, "these weights", seconds=0)).rows == whole.rows
 
 
 def test_what_is_damaged_or_of_another_model_is_computed_again(tmp_path: Path) -> None:
@@ -85,20 +87,33 @@ def test_what_is_damaged_or_of_another_model_is_computed_again(tmp_path: Path) -
         counted.append(1)
         return {"prediction": torch.arange(3)}
 
-    kept = Kept(tmp_path, "a")
+    def kept(of: str = "a") -> Kept:
+        return Kept(tmp_path, of, seconds=0)
+
     for _ in range(2):
-        assert kept("part", compute)["prediction"].tolist() == [0, 1, 2]
+        assert kept()("part", compute)["prediction"].tolist() == [0, 1, 2]
     assert len(counted) == 1
-    file = tmp_path / "part.pt"
+    (file,) = tmp_path.iterdir()
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
-    kept("part", compute)
+    kept()("part", compute)
     assert len(counted) == 2
-    file.write_bytes(file.read_bytes()[:40])
-    kept("part", compute)
-    Kept(tmp_path, "b")("part", compute)
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:40])
+    kept()("part", compute)
+    kept("b")("part", compute)
     assert len(counted) == 4
-    kept.within("shelf")("part", compute)
-    assert len(counted) == 5 and (tmp_path / "shelf" / "part.pt").is_file()
-    assert not list(tmp_path.rglob("*.tmp"))
+    kept().within("shelf")("part", compute)
+    kept().within("shelf")("part", compute)
+    assert len(counted) == 5
+
+
+def test_parts_are_written_together(tmp_path: Path) -> None:
+    """Within the seconds nothing is written; after them, one file has all that there is."""
+    kept = Kept(tmp_path, seconds=3600)
+    kept("one", lambda: {"prediction": torch.zeros(1)})
+    assert not list(tmp_path.iterdir())
+    kept.seconds = 0
+    kept("two", lambda: {"prediction": torch.ones(1)})
+    assert len(list(tmp_path.iterdir())) == 1 and Kept(tmp_path).parts.keys() == {"one", "two"}

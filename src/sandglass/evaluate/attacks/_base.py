@@ -22,7 +22,7 @@ from sandglass.backbones.grid import Encoder
 from sandglass.data.loader import open_split
 from sandglass.errors import Exit, Problem
 from sandglass.evaluate.attacks._ball import Ball
-from sandglass.evaluate.attacks._kept import Kept, Part
+from sandglass.evaluate.attacks._kept import Keep, Kept, Part
 from sandglass.evaluate.features import plain_float32
 from sandglass.views.recipes import evaluation_view
 
@@ -94,7 +94,7 @@ def run(
     images: Tensor,
     labels: Tensor,
     settings: dict[str, Any],
-    kept: Kept | None = None,
+    kept: Keep | None = None,
     norm: str = "linf",
 ) -> Outcome:
     """Show `model` the clean images (N,3,S,S) and those that `attack` makes of them at every epsilon.
