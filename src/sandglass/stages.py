@@ -16,7 +16,7 @@ from sandglass import slurm
 from sandglass.config import Params
 from sandglass.engine.system import sampled
 from sandglass.errors import PERMANENT, Exit, Problem
-from sandglass.runs import RunFolder, read_json, write_atomic, write_json
+from sandglass.runs import RunFolder, read_json, sha256, write_atomic, write_json
 from sandglass.study import Run, plan
 
 Say = Callable[[str], None]
@@ -221,19 +221,24 @@ def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
 
 def _attack(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     from sandglass.evaluate import ATTACKS
-    from sandglass.evaluate.adversarial import under_attack
+    from sandglass.evaluate.attacks._base import under_attack
+    from sandglass.evaluate.attacks._kept import Kept
 
     s = run.settings
     (name, values), *_ = s["attack"].items()
     packed = _packed(folder, run)
     classes = len(read_json(packed / "info.json")["classes"])
     encoder = _encoder(folder, run, params, classes)
-    _load_weights(encoder, folder.root / "results" / "finetune" / run.need("finetune") / "model.safetensors")
-    folder.begin(**_derived(params))
+    weights = folder.root / "results" / "finetune" / run.need("finetune") / "model.safetensors"
+    _load_weights(encoder, weights)
+    derived = _derived(params)
+    folder.begin(**derived)
     began = time.monotonic()
     model, images, labels = under_attack(encoder, packed, s["size"], s["images"], _device(params))
-    rows, examples = ATTACKS.get(name)(model, images, labels, values, _seed(run))
+    kept = Kept(folder.state / "checkpoints", f"{sha256(weights)} on {derived['device']}")
+    rows, examples, predictions = ATTACKS.get(name)(model, images, labels, values, _seed(run), kept)
     _save_arrays(folder.results / "examples.npz", **examples)
+    _save_arrays(folder.results / "predictions.npz", **predictions)
     folder.finish(rows, minutes=(time.monotonic() - began) / 60)
 
 

@@ -20,7 +20,11 @@ from sandglass.evaluate.features import Row, Subject
 SHORT = {"linear_augmented": {"epochs": 50, "least_steps": 0}}
 JUDGED = [name for name in PROBES if name != "clusters"]  # which judges what a pretraining left
 PROBE_CASES = [(name, preset) for name in JUDGED for preset in (None, *PROBES.presets(name))]
-ATTACK_CASES = [(name, preset) for name in ATTACKS for preset in (None, *ATTACKS.presets(name))]
+LIBRARY = ("autoattack", "autoattack_l2")  # tests/unit/evaluate/test_robust_extra.py, where the package is
+OWN = [name for name in ATTACKS if name not in LIBRARY]
+SWEPT = [name for name in OWN if "epsilons" in ATTACKS.declared(name) and name != "masking"]
+FEW = {"square": {"queries": 20}, "masking": {"queries": 20, "steps": 3}}
+ATTACK_CASES = [(name, preset) for name in SWEPT for preset in (None, *ATTACKS.presets(name))]
 
 
 class Colour(nn.Module):
@@ -117,33 +121,52 @@ def test_images_whose_labels_may_not_be_used_are_of_no_account(name: str, preset
     assert PROBES.get(name)(subject(judged.packed), chosen(name, preset), 0) != rows
 
 
-@pytest.mark.parametrize("name, preset", ATTACK_CASES)
-def test_an_attack_returns_tidy_rows_and_examples_and_leaves_all_as_it_was(name: str, preset: str | None) -> None:
+def victim() -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 7)).eval()
-    images, labels = torch.rand(20, 3, 8, 8), torch.arange(20) % 7
-    settings = resolve(ATTACKS, name, {"preset": preset} if preset else {})
+    return model, torch.rand(20, 3, 8, 8), torch.arange(20) % 7
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_attack_returns_tidy_rows_and_examples_and_leaves_all_as_it_was(name: str) -> None:
+    (model, images, labels), settings = victim(), resolve(ATTACKS, name, FEW.get(name, {}))
     before, state = images.clone(), torch.get_rng_state()
-    rows, examples = ATTACKS.get(name)(model, images, labels, settings, 3)
+    rows, examples, predictions = ATTACKS.get(name)(model, images, labels, settings, 3)
     assert torch.equal(images, before) and torch.equal(torch.get_rng_state(), state)
     assert not images.requires_grad and all(p.grad is None for p in model.parameters())
-
     assert json.loads(json.dumps(rows)) == rows
     assert all(row["attack"] == name and row["n"] == 20 and row["split"] == "test" for row in rows)
+    assert len({(row["metric"], row.get("epsilon")) for row in rows}) == len(rows)
+
+    shown = len(examples["labels"])
+    assert examples["clean"].shape == examples["adversarial"].shape == (shown, 3, 8, 8)
+    assert len(examples.get("epsilon", examples.get("names", ()))) == shown
+    for key in ("labels", "clean_prediction", "adversarial_prediction"):
+        assert examples[key].shape == (shown,)
+    with torch.no_grad():
+        assert np.array_equal(predictions["clean"], model(images).argmax(1))
+    assert np.array_equal(predictions["labels"], labels)
+    assert predictions["attacked"].shape == (len(predictions.get("epsilons", predictions.get("names", ()))), 20)
+    assert ATTACKS.get(name)(model, images, labels, settings, 3)[0] == rows
+
+
+@pytest.mark.parametrize("name, preset", ATTACK_CASES)
+def test_a_sweep_says_what_is_left_at_every_epsilon(name: str, preset: str | None) -> None:
+    model, images, labels = victim()
+    settings = resolve(ATTACKS, name, FEW.get(name, {}) | ({"preset": preset} if preset else {}))
+    rows, examples, predictions = ATTACKS.get(name)(model, images, labels, settings, 3)
     table = {(row["metric"], row.get("epsilon")): row["value"] for row in rows}
-    assert len(table) == len(rows)
     clean = float((model(images).argmax(1) == labels).double().mean())
-    for epsilon in settings["epsilons"]:
+    for epsilon, attacked in zip(settings["epsilons"], predictions["attacked"], strict=True):
         robust = table["robust_top1", epsilon]
+        assert robust == (attacked == labels.numpy()).mean()
         assert table["clean_top1", epsilon] == clean
         assert table["drop", epsilon] == pytest.approx(robust - clean)
         assert table["retention", epsilon] == pytest.approx(robust / clean)
     assert table["robust_top1", 0.0] == clean
-    assert 0 <= table["zero_gradient_share", None] <= 1
-
-    assert examples["clean"].shape == examples["adversarial"].shape == (8, 3, 8, 8)
-    for key in ("labels", "clean_prediction", "adversarial_prediction", "epsilon"):
-        assert examples[key].shape == (8,)
-    reach = np.abs(examples["adversarial"] - examples["clean"]).max(axis=(1, 2, 3))
+    assert 0 <= table["zero_gradient_images", None] <= table["zero_gradient_share", None] <= 1
+    curve = [table["robust_top1", epsilon] for epsilon in settings["epsilons"]]
+    assert min(curve) <= table["robust_area", None] <= max(curve)
+    change = (examples["adversarial"] - examples["clean"]).reshape(8, -1)
+    reach = np.linalg.norm(change, axis=1) if name.endswith("_l2") else np.abs(change).max(axis=1)
     assert (reach <= examples["epsilon"] / 255 + 1e-6).all()
-    assert ATTACKS.get(name)(model, images, labels, settings, 3)[0] == rows

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from sandglass.report import words
 from sandglass.report.collect import IDENTITY
 from sandglass.report.statistics import Comparison, compare
 
@@ -113,6 +114,18 @@ def shown(column: str, value: Any) -> str:
     if column == "label fraction":
         return "–" if pd.isna(value) else f"{100 * value:g} %"
     return str(value).replace("+", " + ") or "–"
+
+
+def names(one: Experiment, columns: list[str]) -> list[str]:
+    """The same, cell by cell."""
+    return [shown(column, one.ids[column]) for column in columns]
+
+
+def test_size(some: list[Experiment], metric: str) -> list[str]:
+    """What the number of test images leaves open, where all have the same."""
+    images = {one.images(metric) for one in some}
+    values = [value for one in some for value in one.values(metric)]
+    return words.test_size(values, images.pop()) if len(images) == 1 else []
 
 
 def panels(some: list[Experiment], by: tuple[str, ...]) -> list[tuple[str, list[tuple[str, Experiment]]]]:

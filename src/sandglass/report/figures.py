@@ -193,7 +193,7 @@ def attacked(examples: dict[str, np.ndarray], classes: Sequence[str]) -> tuple[l
                 (f"change × {factor:g}", picture(grey[k])),
                 ("attacked", picture(adversarial[k])),
             ],
-            "label": name("labels", k),
+            "label": name("labels", k) + (f" ({examples['names'][k]})" if "names" in examples else ""),
             "before": name("clean_prediction", k),
             "after": name("adversarial_prediction", k),
         }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sandglass.report import words
 from sandglass.report.experiments import Experiment, against, compared, strength
+from sandglass.report.robustness import ATTACKS
 from sandglass.report.statistics import ALPHA
 
 Told = tuple[str, str]  # about what, and what
@@ -67,7 +68,7 @@ def _attacks(some: list[Experiment]) -> Iterator[Told]:
             n = words.counts([len(one.values("robust_top1", epsilon)) for one in these])
             kinds = f"{len(these)} kinds of model, {n} each" if len(these) > 1 else n
             fall = f"accuracy falls from {words.span(clean)} % to {words.span(robust)} % ({kinds})"
-            yield f"{attack.upper()} at ε = {epsilon:g}/255", f"{fall}."
+            yield f"{ATTACKS.get(attack, attack)} at ε = {epsilon:g}/255", f"{fall}."
 
 
 def _advantage(what: str, over: str, pairs: dict[Experiment, Experiment], paired: bool) -> Iterator[Told]:

@@ -30,7 +30,8 @@ def write(results: Path, stages: dict[str, list[Experiment]], folder: Path) -> N
     seeds = []
     for stage in ("probe", "finetune", "attack"):
         for name, one in named(stages.get(stage, []), stage).items():
-            metric, epsilon = ("robust_top1", strength(stages[stage])) if stage == "attack" else ("top1", None)
+            alike = [other for other in stages[stage] if other.ids["attack"] == one.ids["attack"]]
+            metric, epsilon = ("robust_top1", strength(alike)) if stage == "attack" else ("top1", None)
             values = one.values(metric, epsilon)
             if len(values):
                 title = metric if epsilon is None else f"{metric}_{epsilon:g}_255"

@@ -11,7 +11,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,13 +29,14 @@ from sandglass.report.experiments import (
     compared,
     experiments,
     label,
+    names,
     panels,
-    shown,
-    strength,
     telling,
+    test_size,
 )
 from sandglass.report.finding import PROBES, finding
 from sandglass.report.parts import Section, Table
+from sandglass.report.robustness import ATTACKS, robustness
 from sandglass.report.statistics import Comparison, summarise
 from sandglass.runs import read_json, write_atomic
 
@@ -144,32 +144,7 @@ class _Page:
         return section
 
     def robustness(self) -> Section:
-        section, some = Section("robustness", "Robustness"), self.having("attack", "robust_top1")
-        epsilon = strength(some)
-        if epsilon is None:
-            return section
-        columns, base = telling(some), against(some, "auxiliary", "none")
-        tests: list[Comparison] = []
-        rows = []
-        for one in some:
-            robust = one.values("robust_top1", epsilon)
-            if len(robust):
-                found = [one.values(metric, epsilon) for metric in ("clean_top1", "robust_top1", "drop", "retention")]
-                cells = [words.percent(list(values)) if len(values) else "–" for values in found]
-                test = compared(one, base[one], "robust_top1", epsilon, paired=True) if one in base else None
-                tests += [test] if test else []
-                rows.append([*_names(one, columns), self._n(robust), *cells, *([words.cell(test)] if base else [])])
-        head = [*columns, "n", "clean, %", "robust, %", "drop, points", "retention, %"]
-        head += ["robust against none"] if base else []
-        caption = f"Accuracy at ε = {epsilon:g}/255. {_sentence(common(some, columns))}"
-        notes = [*_doubts(some), *words.limits(tests), *_test_size(some, "clean_top1")]
-        section.tables.append(Table(head, len(columns), rows, caption, notes=notes))
-        section.tables += [self._by_epsilon(some, columns), self._all_strengths(some, columns)]
-        for panel, lines in panels(some, ("auxiliary",)):
-            curves = {name: curve for name, one in lines if (curve := _epsilon_curve(one))}
-            if curves:
-                section.charts.append((panel, Markup(figures.epsilons(curves))))
-        return section
+        return robustness(self.stages.get("attack", []), len(self.study.get("seeds") or []))
 
     def published(self) -> Section:
         """The numbers that the study answers: as printed with their protocols, and ours beside theirs."""
@@ -243,9 +218,11 @@ class _Page:
         for attack in dict.fromkeys(one.ids["attack"] for one in some):
             one = next(one for one in some if one.ids["attack"] == attack)
             found = arrays(self.results / "attack" / one.runs[0] / "examples.npz")
-            if found:
+            if found and attack != "masking":
                 pictures, factor = figures.attacked(found, self._classes(one.ids["data set"]))
-                radius = f"{attack.upper()} at ε = {float(np.ravel(found['epsilon'])[0]):g}/255"
+                radius = ATTACKS.get(attack, attack.upper())
+                if "epsilon" in found:
+                    radius += f" at ε = {float(np.ravel(found['epsilon'])[0]):g}/255"
                 name = ", ".join(filter(None, [radius, label(one, columns), f"seed {one.seed}"]))
                 rows = f"from top to bottom clean, the change × {factor:g} around grey, attacked"
                 section.sheets.append((f"{name}; {rows}", pictures))
@@ -277,7 +254,7 @@ class _Page:
             found = [list(one.values(metric)) for metric in COST]
             if any(found):
                 cells = [words.number(summarise(values)) if values else "–" for values in found]
-                rows.append([one.ids["stage"], *_names(one, columns), str(max(map(len, found))), *cells])
+                rows.append([one.ids["stage"], *names(one, columns), str(max(map(len, found))), *cells])
         if rows:
             section.tables.append(Table(["stage", *columns, "n", *COST.values()], 1 + len(columns), rows, "Per run."))
         minutes = (
@@ -305,9 +282,9 @@ class _Page:
                     found = list(values.dropna())
                     strength = "" if math.isnan(epsilon) else f"ε {epsilon:g}/255"
                     numbers = [str(len(found)), words.number(summarise(found)) if found else "–"]
-                    rows.append([*_names(one, columns), metric, " ".join(filter(None, [split, strength])), *numbers])
+                    rows.append([*names(one, columns), metric, " ".join(filter(None, [split, strength])), *numbers])
             head = [*columns, "metric", "on", "n", "mean ± deviation"]
-            caption = _sentence(common(some, columns))
+            caption = words.sentence(common(some, columns))
             section.tables.append(Table(head, len(columns) + 2, rows, caption, f"{stage}: {len(rows)} numbers"))
         return section
 
@@ -322,7 +299,7 @@ class _Page:
         tests: list[Comparison] = []
         for one in some:
             values = one.values("top1")
-            row = [*_names(one, columns), self._n(values), words.percent(list(values))]
+            row = [*names(one, columns), self._n(values), words.percent(list(values))]
             row.append(words.interval(list(values), one.images("top1")))
             for base in bases.values():
                 test = compared(one, base[one], "top1", paired=paired) if one in base else None
@@ -331,35 +308,15 @@ class _Page:
             rows.append(row)
         if rows:
             head = [*columns, "n", "accuracy, %", "95 % interval", *bases]
-            notes = [*words.limits(tests), *_test_size(some, "top1")]
+            notes = [*words.limits(tests), *test_size(some, "top1")]
             if any(len(one.values("top1")) == 1 for one in some):
                 notes.append("* One seed: the interval is Wilson's, of the test images alone.")
-            section.tables.append(Table(head, len(columns), rows, _sentence(common(some, columns)), notes=notes))
-
-    def _by_epsilon(self, some: list[Experiment], columns: list[str]) -> Table:
-        strengths = sorted({epsilon for one in some for epsilon in one.epsilons()})
-        rows = []
-        for one in some:
-            found = [one.values("robust_top1", epsilon) for epsilon in strengths]
-            cells = [words.percent(list(values)) if len(values) else "–" for values in found]
-            rows.append([*_names(one, columns), self._n(max(found, key=len)), *cells])
-        head = [*columns, "n", *(f"{epsilon:g}" for epsilon in strengths)]
-        return Table(head, len(columns), rows, "Accuracy in %, by ε in 1/255 of the pixel range.")
-
-    def _all_strengths(self, some: list[Experiment], columns: list[str]) -> Table:
-        rows = []
-        for one in some:
-            for epsilon in one.epsilons():
-                found = [one.values(metric, epsilon) for metric in ("clean_top1", "robust_top1", "drop", "retention")]
-                cells = [words.percent(list(values)) if len(values) else "–" for values in found]
-                rows.append([*_names(one, columns), f"{epsilon:g}", self._n(found[1]), *cells])
-        head = [*columns, "ε, 1/255", "n", "clean, %", "robust, %", "drop, points", "retention, %"]
-        return Table(head, len(columns), rows, folded="Clean, robust, drop and retention at every strength")
+            section.tables.append(Table(head, len(columns), rows, words.sentence(common(some, columns)), notes=notes))
 
     def _n(self, values: pd.Series) -> str:
         """How many seeds, and of how many if some are missing."""
         asked = len(self.study.get("seeds") or [])
-        return f"{len(values)}" if len(values) >= asked else f"{len(values)} of {asked}"
+        return words.of(len(values), asked)
 
     def _infos(self) -> dict[str, dict[str, Any]]:
         """What packing wrote about each data set."""
@@ -373,27 +330,6 @@ class _Page:
     def _device(self, run: dict[str, Any]) -> str:
         derived = read_json(self.results / run["stage"] / run["name"] / "run.json").get("derived") or {}
         return str(derived.get("device", ""))
-
-
-def _epsilon_curve(one: Experiment) -> tuple[np.ndarray, np.ndarray] | None:
-    """epsilons (E,) and accuracies (seeds, E) of the seeds that have all of them."""
-    found = {epsilon: one.values("robust_top1", epsilon) for epsilon in one.epsilons()}
-    table = pd.DataFrame(found).dropna()
-    return (table.columns.to_numpy(float), table.to_numpy()) if len(table) else None
-
-
-def _doubts(some: list[Experiment]) -> Iterator[str]:
-    """Signs that an attack, and not the model, is what is weak."""
-    columns = telling(some)
-    for one in some:
-        name = label(one, columns) or "the model"
-        mean = [one.values("robust_top1", epsilon).mean() for epsilon in one.epsilons()]
-        if any(later > earlier + 0.005 for earlier, later in pairwise(mean)):
-            yield f"Check {name}: accuracy rises with ε, which a working attack does not allow."
-        zeros = one.values("zero_gradient_share")
-        if len(zeros) and zeros.max() > 0.5:
-            share = f"{100 * zeros.max():.0f} % of its input gradients are exactly zero"
-            yield f"Check {name}: {share}, so gradient attacks prove little."
 
 
 def _curve(table: pd.DataFrame, metric: str) -> figures.Curve:
@@ -414,17 +350,3 @@ def _drawn(section: Section, charts: Sequence[tuple[str, Callable[[], str]]], el
     if len(charts) > CURVES:
         section.notes.append(f"{len(charts) - CURVES} more are not drawn; {elsewhere}")
     return section
-
-
-def _test_size(some: list[Experiment], metric: str) -> list[str]:
-    images = {one.images(metric) for one in some}
-    values = [value for one in some for value in one.values(metric)]
-    return words.test_size(values, images.pop()) if len(images) == 1 else []
-
-
-def _names(one: Experiment, columns: list[str]) -> list[str]:
-    return [shown(column, one.ids[column]) for column in columns]
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}." if text else ""

@@ -118,6 +118,15 @@ def times(count: int, thing: str) -> str:
     return f"{count} {thing}{'s' * (count != 1)}"
 
 
+def of(count: int, asked: int) -> str:
+    """How many seeds, and of how many if some are missing."""
+    return f"{count}" if count >= asked else f"{count} of {asked}"
+
+
+def sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
 def bound(text: str) -> str:
     """Numbers kept on one line with what belongs to them."""
     return _GLUE.sub("\N{NO-BREAK SPACE}", text)

@@ -1,5 +1,6 @@
 """Attacks by hand on a linear model, in their limits, and against a network that was trained on real digits."""
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from sandglass.config import resolve
 from sandglass.errors import Problem
-from sandglass.evaluate import ATTACKS, adversarial
+from sandglass.evaluate import ATTACKS
+from sandglass.evaluate.attacks import _base
+from sandglass.evaluate.attacks._ball import Ball
 
 Rows = dict[tuple[str, float | None], float]
 
@@ -21,7 +24,7 @@ Rows = dict[tuple[str, float | None], float]
 def attack(
     name: str, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, seed: int = 0, **overrides: Any
 ) -> tuple[Rows, dict[str, np.ndarray]]:
-    rows, examples = ATTACKS.get(name)(model, images, labels, resolve(ATTACKS, name, overrides), seed)
+    rows, examples, _ = ATTACKS.get(name)(model, images, labels, resolve(ATTACKS, name, overrides), seed)
     return {(row["metric"], row.get("epsilon")): row["value"] for row in rows}, examples
 
 
@@ -162,9 +165,9 @@ def test_results_do_not_depend_on_batches(name: str, monkeypatch: pytest.MonkeyP
     model, images, labels = trained()
     settings = {"epsilons": [4.0]} | ({"steps": 3, "restarts": 2} if name == "pgd" else {})
     whole_rows, whole = attack(name, model, images[:40], labels[:40], **settings)
-    monkeypatch.setattr(adversarial, "BATCH", 7)
+    monkeypatch.setattr(_base, "BATCH", 7)
     rows, seen = attack(name, model, images[:40], labels[:40], **settings)
-    assert rows == whole_rows
+    assert rows == pytest.approx(whole_rows)
     for key in whole:
         np.testing.assert_allclose(seen[key], whole[key], atol=1e-6)
 
@@ -238,3 +241,87 @@ def test_what_would_make_the_number_meaningless_is_refused() -> None:
         with pytest.raises(Problem) as caught:
             attack("fgsm", wrong, shown, labels[: len(shown)], **overrides)
         assert caught.value.id == id
+
+
+def test_autoattack_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    model, images, labels = trained()
+    with pytest.raises(Problem) as caught:
+        attack("autoattack", model, images, labels)
+    assert caught.value.id == "E-117" and "robust" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["fgsm_l2", "pgd_l2"])
+def test_l2_goes_along_the_gradient_by_hand(name: str) -> None:
+    """The gradient of the loss of class 1 is along -w: by a length of 0.3 of w = (2, -1, 2) / 3, and no further."""
+    weight = torch.tensor([2.0, -1.0, 2.0]).view(3, 1, 1) / 3
+    images, labels = torch.full((1, 3, 1, 1), 0.5), torch.tensor([1])
+    still = {"random_start": False} if name == "pgd_l2" else {}
+    _, seen = attack(name, Linear(weight), images, labels, epsilons=[76.5], **still)
+    np.testing.assert_allclose(seen["adversarial"].ravel(), [0.3, 0.6, 0.3], atol=1e-6)
+    std = torch.tensor([0.5, 0.25, 0.5]).view(1, 3, 1, 1)
+    _, seen = attack(name, Linear(weight, std), images, labels, epsilons=[76.5], space="normalised", **still)
+    change = (seen["adversarial"] - 0.5).ravel() / std.ravel().numpy()
+    assert np.linalg.norm(change) == pytest.approx(0.3)  # what the network sees has moved by 0.3 ...
+    np.testing.assert_allclose(change / 0.3, -np.array([4, -1, 4]) / 33**0.5, atol=1e-6)  # ... along its own gradient
+
+
+def test_a_faint_gradient_still_has_a_direction() -> None:
+    """Its squares vanish in float32, and its length must not; no gradient gives no step, and not one that is not a
+    number."""
+    ball = Ball("l2", 1.0, torch.ones(1, 1, 1), True)
+    faint = ball.steepest(torch.tensor([3e-30, 4e-30, 0.0]).view(1, 3, 1, 1))
+    np.testing.assert_allclose(faint.ravel(), [0.6, 0.8, 0], atol=1e-6)
+    assert not ball.steepest(torch.zeros(1, 3, 2, 2)).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_starts_fill_the_ball(norm: str) -> None:
+    """Of a ball in 12 dimensions 0.9^12 lies within 0.9 of its radius; to five standard errors of 2000 draws."""
+    x, unit = torch.full((2000, 3, 2, 2), 0.5), torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1)
+    generators = [torch.Generator().manual_seed(k) for k in range(2000)]
+    change = ((Ball(norm, 0.1, unit, True).anywhere(x, generators) - x) / unit).flatten(1)
+    reach = change.norm(dim=1) if norm == "l2" else change.abs().amax(dim=1)
+    share, expected = float((reach < 0.09).double().mean()), 0.9**12
+    assert reach.max() <= 0.1 + 1e-6 and abs(share - expected) < 5 * (expected * (1 - expected) / 2000) ** 0.5
+    assert (change.mean(dim=0).abs() < 5 * change.std(dim=0) / 2000**0.5).all()
+
+
+def test_the_margin_finds_what_saturation_hides_from_the_cross_entropy() -> None:
+    """With logits of thousands the softmax is exactly 0 and 1: cross-entropy has no gradient, the margin has."""
+    model, images, labels = trained()
+    sure = nn.Sequential(model, _Times(1e4))
+    left = {}
+    for loss in ("cross_entropy", "margin", "both"):
+        rows, _ = attack("pgd", sure, images, labels, epsilons=[64.0], restarts=1, loss=loss)
+        left[loss] = rows["robust_top1", 64.0]
+    assert left["cross_entropy"] > 0.5 and left["margin"] == left["both"] == 0
+
+
+class _Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.factor * logits
+
+
+def test_an_image_that_was_wrong_already_is_not_made_right() -> None:
+    """A search may pass the error and come out on the other side: the score is right only beyond 0.05 of the image."""
+    images, labels = torch.full((1, 3, 1, 1), 0.5), torch.tensor([1])
+
+    def model(x: Tensor) -> Tensor:
+        score = (x - 0.5).square().sum(dim=(1, 2, 3)) - 0.05**2
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+    rows, _ = attack("pgd", model, images, labels, epsilons=[51.0], step_scale=100.0, restarts=3)
+    assert rows["clean_top1", 51.0] == rows["robust_top1", 51.0] == 0
+
+
+def test_the_area_is_the_mean_of_the_curve() -> None:
+    """Right up to 0.1 = 25.5 / 255: accuracies 1, 1, 0 at 0, 10, 30 have the area 10 + 10 of 30."""
+    images, labels = torch.full((1, 3, 1, 1), 0.6), torch.tensor([1])
+    weight = torch.full((3, 1, 1), 0.1)
+    rows, _ = attack("fgsm", lambda x: Linear(weight)(x - 0.5), images, labels, epsilons=[0.0, 10.0, 30.0])
+    assert rows["robust_area", None] == pytest.approx(2 / 3)

@@ -16,7 +16,7 @@ from sandglass.data.loader import open_split
 from sandglass.data.splits import label_fraction
 from sandglass.errors import Problem
 from sandglass.evaluate import features
-from sandglass.evaluate.adversarial import under_attack
+from sandglass.evaluate.attacks._base import under_attack
 from sandglass.views.recipes import evaluation_view
 
 CPU = torch.device("cpu")

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from sandglass.errors import Problem
+from sandglass.evaluate.attacks.signs import SIGNS
 from sandglass.report.collect import collect
 from sandglass.report.page import write
 
@@ -212,6 +213,32 @@ def test_an_attack_that_gets_weaker_is_doubted(empty_study: Any) -> None:
     text = made(empty_study)[1].text
     assert "Check drloc: accuracy rises with ε" in text and "Check none: 90 % of its input gradients" in text
     assert text.count("Check ") == 2
+
+
+def test_norms_corruptions_and_masking_have_tables_of_their_own(empty_study: Any) -> None:
+    columns = {"data set": "d", "backbone": "b", "init": "scratch", "labels": 1.0, "auxiliary": "none"}
+    shared = {"split": "test", "n": 100}
+
+    def swept(*epsilons: float) -> list[dict[str, Any]]:
+        at = {"clean_top1": 0.9, "robust_top1": 0.4, "drop": -0.5, "retention": 4 / 9}
+        return [{"metric": m, "value": v, "epsilon": e} | shared for e in epsilons for m, v in at.items()]
+
+    corrupted = {"clean_top1": 0.9, "robust_top1": 0.63, "drop": -0.27, "retention": 0.7, "nineteen_top1": 0.64}
+    corrupted |= {"top1_fog": 0.5, "top1_fog_1": 0.58, "top1_fog_5": 0.42}
+    signs = {f"{flag}{sign}": 0.0 for sign in SIGNS for flag in ("", "flag_")}
+    signs |= {"survives_far": 0.31, "flag_survives_far": 1.0, "flags": 1.0}
+    results = {"fgsm": swept(1.0, 8.0), "pgd_l2": swept(63.75), "corruptions": [], "masking": []}
+    results["corruptions"] = [{"metric": metric, "value": value} | shared for metric, value in corrupted.items()]
+    results["masking"] = [{"metric": metric, "value": value} | shared for metric, value in signs.items()]
+    for seed in (0, 1):
+        for attack, rows in results.items():
+            empty_study.add("attack", attack, seed, columns | {"attack": attack}, rows)
+    text = made(empty_study)[1].text
+    assert "Accuracy at ε = 1/255." in text and "Accuracy at ε = 63.75/255 in l-2." in text
+    assert "FGSM at ε = 1/255: accuracy falls from" in text and "PGD in l-2 at ε = 63.75/255" in text
+    assert "Threat model: the attacker knows the weights" in text and "Common corruptions have no adversary" in text
+    assert "Each of 1 corruptions, at each level" in text and "42.0 ± 0.0" in text and "63.0 ± 0.0" in text
+    assert text.count("0.310 ⚑") == text.count("⚑") == text.count(SIGNS["survives_far"]) == 1
 
 
 CORPUS = [
