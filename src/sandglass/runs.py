@@ -193,7 +193,18 @@ class RunFolder:
 def versions() -> dict[str, str]:
     """What computed this, for the record."""
     found = {"sandglass": sandglass.__version__, "python": platform.python_version(), "platform": platform.platform()}
-    for name in ("torch", "torchvision", "timm", "lightly", "numpy", "Pillow", "snakemake", "mlflow", "dvc"):
+    for name in (
+        "torch",
+        "torchvision",
+        "timm",
+        "lightly",
+        "numpy",
+        "Pillow",
+        "snakemake",
+        "mlflow",
+        "dvc",
+        "pyautoattack",
+    ):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -171,6 +171,10 @@ class Slurm:
         assert done.returncode == 0, f"{' '.join(line)}: {done.stderr}"
         return done.stdout
 
+    def said(self) -> str:
+        """The controller's own log."""
+        return (self.folder / "slurmctld.log").read_text(errors="replace")
+
     def processes(self, mark: str = "") -> list[psutil.Process]:
         """Every process of this cluster that has `mark` in its environment, command line or (a step daemon) log."""
         found = []
@@ -186,10 +190,21 @@ class Slurm:
 
     def fail_node(self, node: str) -> None:
         """The machine dies: its slurmd, its step daemons and everything they run, with no last word from any."""
-        everything = self.processes(f"SLURMD_NODENAME={node}") + self.processes(f"slurmd-{node}.log")
-        _signal(everything, signal.SIGSTOP)
-        _signal(everything, signal.SIGKILL)
+        stopped: dict[int, psutil.Process] = {}
+        while found := [process for process in self._of_node(node) if process.pid not in stopped]:
+            _signal(found, signal.SIGSTOP)  # those that watch the others first; what began meanwhile is found next time
+            stopped |= {process.pid: process for process in found}
+        _signal(list(stopped.values()), signal.SIGKILL)
         self.daemons.pop(node).wait()
+
+    def _of_node(self, node: str) -> list[psutil.Process]:
+        """slurmd and its step daemons, then all that runs under them; a step daemon is also its tasks' ancestor."""
+        tasks = self.processes(f"SLURMD_NODENAME={node}")
+        found = {process.pid: process for process in self.processes(f"slurmd-{node}.log")}
+        for task in tasks:
+            with contextlib.suppress(psutil.Error):
+                found |= {parent.pid: parent for parent in task.parents() if parent.name() == "slurmstepd"}
+        return [*found.values(), *(task for task in tasks if task.pid not in found)]
 
     def stop(self) -> None:
         with contextlib.suppress(Exception):

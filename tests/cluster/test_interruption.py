@@ -56,7 +56,11 @@ def outcomes(request, cluster, calm, repo, tmp_path_factory) -> Iterator[dict[st
     def play(name: str) -> None:
         scenario, profile = SCENARIOS[name]
         place = Place(tmp_path_factory.mktemp(name), repo, cluster, **{**A_NODE_OF_ITS_OWN, **profile})
-        scenario(place)
+        try:
+            scenario(place)
+        except AssertionError as error:
+            error.add_note(f"driver.log\n{place.said()[-4000:]}\nslurmctld.log\n{cluster.said()[-4000:]}")
+            raise
         for file in BITS:
             assert (place.training() / file).read_bytes() == (calm / file).read_bytes(), f"{file} differs"
         assert "is being written by another" not in place.log() + place.said(), "there was a second writer"
