@@ -179,10 +179,7 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     encoder = _encoder(folder, run, params, classes)
     frozen, scales = _initialise(encoder, run, folder, seed)
     objective = OBJECTIVES.get("supervised")(encoder, {}, classes).to(device)
-    auxiliaries = {
-        name: AUXILIARY.get(name)(encoder.width, encoder.grid_shape, values).to(device)
-        for name, values in s["auxiliary"].items()
-    }
+    auxiliaries = {name: AUXILIARY.get(name)(encoder, values).to(device) for name, values in s["auxiliary"].items()}
     index = label_fraction(split.labels, s["labels"], seed=seed)
     task = train.Task(
         encoder, objective, auxiliaries, split, torch.as_tensor(index), s["views"], s["size"], s["train"], seed,

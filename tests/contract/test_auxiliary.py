@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,14 +21,14 @@ SHAPE = (5, 12, 3, 4)  # not square: rows and columns cannot be exchanged unseen
 def build(name: str, preset: str | None, shape: tuple[int, ...] = SHAPE) -> Auxiliary:
     torch.manual_seed(0)
     settings = resolve(AUXILIARY, name, {"preset": preset} if preset else {})
-    task = AUXILIARY.get(name)(shape[1], shape[2:], settings)
+    task = AUXILIARY.get(name)(SimpleNamespace(width=shape[1], grid_shape=shape[2:]), settings)
     assert isinstance(task, Auxiliary)
     return task
 
 
 def ask(task: Auxiliary, grid: Tensor, seed: int = 0) -> dict[str, Tensor]:
     rows = torch.arange(len(grid))
-    return task.loss(grid, Batch([], torch.zeros_like(rows), rows, step_generator(seed, 0, 0, "loss")))
+    return task.loss(None, grid, Batch([], torch.zeros_like(rows), rows, step_generator(seed, 0, 0, "loss")))
 
 
 def test_reading_the_register_imports_no_torch() -> None:
@@ -85,7 +86,7 @@ def test_state_is_whole(name: str, preset: str | None) -> None:
     old, grid = build(name, preset), torch.randn(SHAPE)
     ask(old, grid)
     torch.manual_seed(9)
-    new = type(old)(old.channels, old.grid_shape, old.settings)
+    new = type(old)(SimpleNamespace(width=old.channels, grid_shape=old.grid_shape), old.settings)
     new.load_state_dict(old.state_dict())
     theirs, ours = ask(old, 2 * grid), ask(new, 2 * grid)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -1,7 +1,8 @@
 """What every auxiliary task is: a head on the last feature map, a loss, and the weight that loss has over a run.
 
-total loss = objective + sum of weight_at(progress) * task loss. A task sees only the grid, so one forward pass of the
-encoder serves them all. Its parameters are trained with the encoder's and dropped at export; it never judges.
+total loss = objective + sum of weight_at(progress) * task loss. A task that sees only the grid shares the objective's
+forward pass; one that asks about a changed image makes its own. Its parameters are trained with the encoder's and
+dropped at export; it never judges.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sandglass.backbones.grid import Encoder
 from sandglass.data.loader import Batch
 from sandglass.errors import Exit, Problem
 
@@ -18,28 +20,31 @@ WARMUP = 20 / 300  # share of a run, `warmup_decay`: 20 of 300 epochs in the cod
 
 
 class Auxiliary(nn.Module, ABC):
-    """An auxiliary task for grids (B,C,h,w) with C = `channels` and (h,w) = `grid_shape`.
+    """An auxiliary task for the grids (B,C,h,w) of `encoder`: C = `channels`, (h,w) = `grid_shape`.
 
     Raises Problem T-150 for a grid of one cell, in which there is nothing to locate and nothing to hide.
     """
 
-    def __init__(self, channels: int, grid_shape: tuple[int, int], settings: dict[str, Any]) -> None:
+    def __init__(self, encoder: Encoder, settings: dict[str, Any]) -> None:
         super().__init__()
-        if grid_shape[0] * grid_shape[1] == 1:
+        if encoder.grid_shape == (1, 1):
             raise Problem(
                 "T-150",
                 Exit.CONFIG,
                 f"{type(self).__name__} needs a grid of several cells, and the backbone's last map is 1x1",
                 fix="a larger size, or a backbone with a smaller stride",
             )
-        self.channels, self.grid_shape, self.settings = channels, grid_shape, settings
+        self.channels, self.grid_shape, self.settings = encoder.width, encoder.grid_shape, settings
 
     @abstractmethod
-    def loss(self, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """grid (B,C,h,w) -> {"loss": float32 scalar with gradient, and named scalars without}.
+    def loss(self, encoder: Encoder, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """grid (B,C,h,w) of the batch's first view -> {"loss": float32 scalar with gradient, named scalars without}.
 
         The loss is not yet weighted. All randomness comes through `batch.drawn`.
         """
+
+    def after_step(self, encoder: Encoder, progress: float) -> None:
+        """Called after each update of the weights, with the share of the run that is done."""
 
     def weight_at(self, progress: float) -> float:
         """lambda at `progress` in [0, 1] of the run: constant, or a linear rise and then a linear fall to 0."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sandglass.auxiliary._base import Auxiliary
+from sandglass.backbones.grid import Encoder
 from sandglass.data.loader import Batch
 
 PAPER = "arXiv 2106.03746"
@@ -45,18 +46,18 @@ class DRLoc(Auxiliary):
 
     scale: Tensor  # (2,)
 
-    def __init__(self, channels: int, grid_shape: tuple[int, int], settings: dict[str, Any]) -> None:
-        super().__init__(channels, grid_shape, settings)
+    def __init__(self, encoder: Encoder, settings: dict[str, Any]) -> None:
+        super().__init__(encoder, settings)
         hidden = settings["hidden"]
         self.head = nn.Sequential(
-            nn.Linear(2 * channels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
+            nn.Linear(2 * self.channels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
         )
         less = {"h": 0, "h-1": 1}.get(settings["target_scale"])
-        sides = [1.0 if less is None else max(side - less, 1) for side in grid_shape]
+        sides = [1.0 if less is None else max(side - less, 1) for side in self.grid_shape]
         self.register_buffer("scale", torch.tensor(sides), persistent=False)
         self.chance = self._chance()
 
-    def loss(self, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, encoder: Encoder, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
         """grid (B,C,h,w) -> "loss", and "over_chance": 1 is what the best constant answer gets, 0 is perfect."""
         with torch.autocast(grid.device.type, enabled=False):
             tokens = grid.float().flatten(2).transpose(1, 2)  # (B,hw,C)

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from sandglass.auxiliary._base import Auxiliary
+from sandglass.backbones.grid import Encoder
 from sandglass.data.loader import Batch
 from sandglass.errors import Exit, Problem
 from sandglass.objectives._parts import effective_rank
@@ -55,29 +56,29 @@ class MaskedEmbedding(Auxiliary):
     spread_count: Tensor
     rank: Tensor
 
-    def __init__(self, channels: int, grid_shape: tuple[int, int], settings: dict[str, Any]) -> None:
-        super().__init__(channels, grid_shape, settings)
+    def __init__(self, encoder: Encoder, settings: dict[str, Any]) -> None:
+        super().__init__(encoder, settings)
         heads = settings["heads"]
-        if channels % heads:
-            near = [n for n in range(1, min(channels, 64) + 1) if channels % n == 0]
+        if self.channels % heads:
+            near = [n for n in range(1, min(self.channels, 64) + 1) if self.channels % n == 0]
             raise Problem(
                 "T-151",
                 Exit.CONFIG,
-                f"masked_embedding: {heads} heads do not divide the {channels} channels of the grid",
+                f"masked_embedding: {heads} heads do not divide the {self.channels} channels of the grid",
                 fix=f"auxiliary.masked_embedding.heads: one of {', '.join(map(str, near))}",
             )
-        self.cells = grid_shape[0] * grid_shape[1]
+        self.cells = math.prod(self.grid_shape)
         visible = math.floor(self.cells * (1 - settings["ratio"]) + 1e-9)  # 10 * (1 - 0.9) is 0.99999
         self.masked_cells = self.cells - max(visible, 1)
-        self.mask_token = nn.Parameter(torch.empty(channels).normal_(std=0.02))
-        self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(self.cells, channels), std=0.02))
-        self.blocks = nn.Sequential(*(Block(channels, heads, qkv_bias=True) for _ in range(settings["depth"])))
+        self.mask_token = nn.Parameter(torch.empty(self.channels).normal_(std=0.02))
+        self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(self.cells, self.channels), std=0.02))
+        self.blocks = nn.Sequential(*(Block(self.channels, heads, qkv_bias=True) for _ in range(settings["depth"])))
         for name in ("first_spread", "spread_sum", "spread_count"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("rank", torch.ones(()))
         self.calls = 0
 
-    def loss(self, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, encoder: Encoder, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
         """grid (B,C,h,w) -> "loss" and what tells a learning task from a shrinking grid (see `watch`)."""
         tokens = grid.flatten(2).transpose(1, 2)  # (B,hw,C)
         masked = batch.drawn(self.draw).to(grid.device, non_blocking=True)

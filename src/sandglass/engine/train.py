@@ -175,7 +175,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
                 scalars = task.objective.loss(task.encoder, features, batch)
                 total = scalars["loss"]
                 for name, auxiliary in task.auxiliaries.items():
-                    extra = auxiliary.loss(features[0].grid, batch)
+                    extra = auxiliary.loss(task.encoder, features[0].grid, batch)
                     total = total + auxiliary.weight_at(step / steps) * extra["loss"]
                     scalars |= {f"{name}/{key}": value for key, value in extra.items()}
             optimizer.zero_grad(set_to_none=True)
@@ -185,7 +185,8 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             norm = scalars["gradient_norm"] = nn.utils.clip_grad_norm_(trained, settings["clip_norm"] or math.inf)
             optimizer.step()
             step += 1
-            task.objective.after_step(task.encoder, step / steps)
+            for learned in (task.objective, *task.auxiliaries.values()):
+                learned.after_step(task.encoder, step / steps)
             if task.online:
                 task.online.learn(features[0], batch.labels, LR_PER_256 * batch_size / 256 * factor)
             unchecked.append((step, torch.stack((whole_loss, norm.detach())), batch.index))

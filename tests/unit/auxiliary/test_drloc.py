@@ -1,5 +1,6 @@
 """DRLoc against distances worked by hand, a head that knows the answer, and one that knows nothing."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sandglass.data.loader import Batch, step_generator
 
 def task(channels: int, grid_shape: tuple[int, int], **overrides: Any) -> DRLoc:
     torch.manual_seed(0)
-    return DRLoc(channels, grid_shape, resolve(AUXILIARY, "drloc", overrides))
+    return DRLoc(SimpleNamespace(width=channels, grid_shape=grid_shape), resolve(AUXILIARY, "drloc", overrides))
 
 
 def batch_of(images: int, seed: int = 0) -> Batch:
@@ -56,7 +57,7 @@ def test_a_longer_side_is_measured_by_itself() -> None:
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_loss_equals_a_loop_over_pairs(reduction: str) -> None:
     drloc, grid = task(6, (3, 5), reduction=reduction, pairs=4), torch.randn(2, 6, 3, 5)
-    found = drloc.loss(grid, batch_of(2))["loss"]
+    found = drloc.loss(None, grid, batch_of(2))["loss"]
     expected = 0.0
     for image, pairs in enumerate(drloc.draw(2, batch_of(2).generator).tolist()):
         for one, other in pairs:
@@ -71,7 +72,7 @@ def test_loss_equals_a_loop_over_pairs(reduction: str) -> None:
 def test_a_head_that_knows_the_places_has_no_loss(signed: bool, scale: str) -> None:
     """Exchanged axes, a transposed grid or a wrong order of the pair would all leave one."""
     wise, places = knowing(signed, target_scale=scale)
-    assert wise.loss(places.expand(4, -1, -1, -1), batch_of(4))["loss"].item() < 1e-6
+    assert wise.loss(None, places.expand(4, -1, -1, -1), batch_of(4))["loss"].item() < 1e-6
 
 
 def test_chance_is_what_the_best_constant_gets() -> None:
@@ -80,7 +81,7 @@ def test_chance_is_what_the_best_constant_gets() -> None:
     with torch.no_grad():
         drloc.head[4].weight.zero_()
         drloc.head[4].bias.fill_(0.25)
-    got = drloc.loss(torch.randn(64, 4, 8, 8), batch_of(64))
+    got = drloc.loss(None, torch.randn(64, 4, 8, 8), batch_of(64))
     # 262,144 pairs, a standard deviation of about 0.2 per pair: four standard errors are 0.002
     assert got["loss"].item() == pytest.approx(0.390625, abs=2e-3)
     assert float(got["over_chance"]) == pytest.approx(1, abs=5e-3)

@@ -1,5 +1,6 @@
 """Masked embedding against its formula, its masks counted, its gradients taken apart, and its watch on collapse."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from sandglass.objectives._parts import effective_rank
 
 def task(channels: int = 12, grid_shape: tuple[int, int] = (4, 4), **overrides: Any) -> MaskedEmbedding:
     torch.manual_seed(0)
-    return MaskedEmbedding(channels, grid_shape, resolve(AUXILIARY, "masked_embedding", {"depth": 1} | overrides))
+    encoder = SimpleNamespace(width=channels, grid_shape=grid_shape)  # all that the task wants to know of it
+    return MaskedEmbedding(encoder, resolve(AUXILIARY, "masked_embedding", {"depth": 1} | overrides))
 
 
 def batch_of(images: int, seed: int = 0) -> Batch:
@@ -40,7 +42,7 @@ def test_masked_cells_of_64(ratio: float, masked: int) -> None:
     me = task(grid_shape=(8, 8), ratio=ratio)
     masks = me.draw(10, step_generator(0, 0, 0, "loss"))
     assert masks.sum(dim=1).tolist() == [masked] * 10
-    assert float(me.loss(torch.randn(2, 12, 8, 8), batch_of(2))["mask_ratio"]) == pytest.approx(masked / 64)
+    assert float(me.loss(None, torch.randn(2, 12, 8, 8), batch_of(2))["mask_ratio"]) == pytest.approx(masked / 64)
     assert len({tuple(row.tolist()) for row in masks}) == 10  # each image has its own
 
 
@@ -57,29 +59,29 @@ def test_loss_equals_the_formula(norm: str) -> None:
     if norm == "ln":
         target = (target - target.mean(2, keepdim=True)) / (target.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
     squares = (rebuilt(me, grid, masked) - target).square()
-    assert me.loss(grid, batch_of(3))["loss"].item() == pytest.approx(squares[masked].mean().item(), rel=1e-5)
+    assert me.loss(None, grid, batch_of(3))["loss"].item() == pytest.approx(squares[masked].mean().item(), rel=1e-5)
 
 
 def test_nominal_divides_by_r_and_masked_by_what_is_masked() -> None:
     """At r = 0.9, 58 of 64 cells are masked: the literal loss is 0.7 % larger."""
     grid = torch.randn(2, 12, 8, 8)
-    literal = task(grid_shape=(8, 8), ratio=0.9, divide_by="nominal").loss(grid, batch_of(2))["loss"]
-    sound = task(grid_shape=(8, 8), ratio=0.9, divide_by="masked").loss(grid, batch_of(2))["loss"]
+    literal = task(grid_shape=(8, 8), ratio=0.9, divide_by="nominal").loss(None, grid, batch_of(2))["loss"]
+    sound = task(grid_shape=(8, 8), ratio=0.9, divide_by="masked").loss(None, grid, batch_of(2))["loss"]
     assert (literal / sound).item() == pytest.approx((58 / 64) / 0.9)
 
 
 def test_what_is_said_of_visible_cells_does_not_count() -> None:
     me, grid = task(), torch.randn(3, 12, 4, 4)
-    before = me.loss(grid, batch_of(3))["loss"]
+    before = me.loss(None, grid, batch_of(3))["loss"]
     masked = me.draw(3, batch_of(3).generator)
     me.blocks.register_forward_hook(lambda module, given, said: said + 100 * ~masked[..., None])
-    assert torch.equal(me.loss(grid, batch_of(3))["loss"], before)
+    assert torch.equal(me.loss(None, grid, batch_of(3))["loss"], before)
 
 
 def test_what_is_masked_is_not_seen() -> None:
     """With the target set aside, only the visible cells have a gradient."""
     me, grid = task(target="detached"), torch.randn(3, 12, 4, 4, requires_grad=True)
-    me.loss(grid, batch_of(3))["loss"].backward()
+    me.loss(None, grid, batch_of(3))["loss"].backward()
     assert grid.grad is not None
     reached = grid.grad.flatten(2).abs().sum(1) > 0
     assert torch.equal(reached, ~me.draw(3, batch_of(3).generator))
@@ -90,7 +92,7 @@ def test_attached_adds_exactly_the_target_term() -> None:
     slopes = {}
     for target in ("attached", "detached"):
         me = task(target=target, target_norm="none")
-        (slopes[target],) = torch.autograd.grad(me.loss(grid, batch_of(3))["loss"], grid)
+        (slopes[target],) = torch.autograd.grad(me.loss(None, grid, batch_of(3))["loss"], grid)
     masked = me.draw(3, batch_of(3).generator)
     error = grid.flatten(2).transpose(1, 2) - rebuilt(me, grid, masked)
     term = 2 * error * masked[..., None] / (masked.sum() * 12)
@@ -113,7 +115,7 @@ def test_watch_by_hand() -> None:
     """Two images of one row and two cells: (1,2) and (3,6)."""
     me = task(1, (1, 2), heads=1, target_norm="none")
     grid = torch.tensor([[[[1.0, 2.0]]], [[[3.0, 6.0]]]])
-    seen = me.loss(grid, batch_of(2))
+    seen = me.loss(None, grid, batch_of(2))
     assert float(seen["rms"]) == pytest.approx((50 / 4) ** 0.5)
     assert float(seen["std_positions"]) == pytest.approx((0.5 + 1.5) / 2)
     assert float(seen["std_batch"]) == pytest.approx((1 + 2) / 2)
@@ -130,7 +132,7 @@ def test_effective_rank_equals_its_definition() -> None:
 
 
 def test_a_constant_grid_rings_every_bell() -> None:
-    seen = task().loss(torch.full((4, 12, 4, 4), 0.3), batch_of(4))
+    seen = task().loss(None, torch.full((4, 12, 4, 4), 0.3), batch_of(4))
     assert float(seen["std_positions"]) < 1e-6 and float(seen["std_batch"]) < 1e-6
     assert float(seen["effective_rank"]) == 1
     assert float(seen["rms"]) == pytest.approx(0.3)
@@ -142,7 +144,7 @@ def epochs(me: MaskedEmbedding, scales: list[float]) -> list[bool]:
     for scale in scales:
         for seed in (0, 1):
             noise = torch.randn(8, 12, 4, 4, generator=torch.Generator().manual_seed(seed))
-            me.loss(scale * noise, batch_of(8))
+            me.loss(None, scale * noise, batch_of(8))
         answers.append(me.collapsed())
     return answers
 
@@ -156,7 +158,7 @@ def test_a_position_code_without_images_is_collapse() -> None:
     """The scale of the grid stays; what differs between images goes."""
     me, code = task(), torch.randn(1, 12, 4, 4)
     assert epochs(me, [1]) == [False]
-    me.loss(code + 0.01 * torch.randn(8, 12, 4, 4), batch_of(8))
+    me.loss(None, code + 0.01 * torch.randn(8, 12, 4, 4), batch_of(8))
     assert me.collapsed()
 
 
@@ -164,12 +166,14 @@ def test_a_resumed_task_answers_as_the_unbroken_one() -> None:
     whole, broken = task(), task()
     for me in (whole, broken):
         epochs(me, [1])
-        me.loss(0.01 * torch.randn(8, 12, 4, 4, generator=torch.Generator().manual_seed(7)), batch_of(8))  # mid-epoch
+        me.loss(
+            None, 0.01 * torch.randn(8, 12, 4, 4, generator=torch.Generator().manual_seed(7)), batch_of(8)
+        )  # mid-epoch
     resumed = task()
     resumed.load_state_dict(broken.state_dict())
     grid = torch.randn(8, 12, 4, 4)
     for _ in range(60):  # past the next measure of the rank
-        ours, theirs = resumed.loss(0.01 * grid, batch_of(8)), whole.loss(0.01 * grid, batch_of(8))
+        ours, theirs = resumed.loss(None, 0.01 * grid, batch_of(8)), whole.loss(None, 0.01 * grid, batch_of(8))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert resumed.collapsed() and whole.collapsed()
 
@@ -184,7 +188,7 @@ def test_attached_shrinks_a_free_grid_and_detached_does_not() -> None:
         search = torch.optim.Adam([grid, *me.parameters()], lr=1e-2)
         for step in range(150):
             search.zero_grad()
-            seen = me.loss(grid, batch_of(4, seed=step))
+            seen = me.loss(None, grid, batch_of(4, seed=step))
             seen["loss"].backward()
             search.step()
         sizes[target] = float(seen["rms"] / start)
@@ -197,4 +201,4 @@ def test_layer_norm_target_does_not_see_scale() -> None:
     me.blocks.register_forward_hook(lambda module, given, said: torch.zeros_like(said))
     unit = F.layer_norm(torch.randn(5, 12), (12,)).square().mean()
     for scale in (1.0, 10.0):
-        assert me.loss(scale * grid, batch_of(3))["loss"].item() == pytest.approx(float(unit), rel=1e-3)
+        assert me.loss(None, scale * grid, batch_of(3))["loss"].item() == pytest.approx(float(unit), rel=1e-3)

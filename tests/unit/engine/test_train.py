@@ -38,10 +38,7 @@ def task(packed, objective="byol", images=64, auxiliaries=(), **settings):
         learned = BYOL(encoder, {"hidden": 16, "out": 8, "momentum": 0.9, "momentum_end": 1.0}, 10)
     else:
         learned = Supervised(encoder, {}, 10)
-    tasks = {
-        name: AUXILIARY.get(name)(encoder.width, encoder.grid_shape, resolve(AUXILIARY, name, {}))
-        for name in auxiliaries
-    }
+    tasks = {name: AUXILIARY.get(name)(encoder, resolve(AUXILIARY, name, {})) for name in auxiliaries}
     values = Optimisation(epochs=3, batch_size=16, warmup_epochs=1).model_dump() | settings
     views = {recipe: resolve(RECIPES, recipe, {})}
     return Task(encoder, learned, tasks, split, torch.arange(images), views, 32, values, seed=5)
