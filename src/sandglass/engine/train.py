@@ -185,8 +185,9 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             norm = scalars["gradient_norm"] = nn.utils.clip_grad_norm_(trained, settings["clip_norm"] or math.inf)
             optimizer.step()
             step += 1
-            for learned in (task.objective, *task.auxiliaries.values()):
-                learned.after_step(task.encoder, step / steps)
+            task.objective.after_step(task.encoder, step / steps)
+            for auxiliary in task.auxiliaries.values():
+                auxiliary.after_step(task.encoder, step / steps)
             if task.online:
                 task.online.learn(features[0], batch.labels, LR_PER_256 * batch_size / 256 * factor)
             unchecked.append((step, torch.stack((whole_loss, norm.detach())), batch.index))

@@ -166,9 +166,8 @@ def test_a_resumed_task_answers_as_the_unbroken_one() -> None:
     whole, broken = task(), task()
     for me in (whole, broken):
         epochs(me, [1])
-        me.loss(
-            None, 0.01 * torch.randn(8, 12, 4, 4, generator=torch.Generator().manual_seed(7)), batch_of(8)
-        )  # mid-epoch
+        half = 0.01 * torch.randn(8, 12, 4, 4, generator=torch.Generator().manual_seed(7))
+        me.loss(None, half, batch_of(8))  # in mid-epoch
     resumed = task()
     resumed.load_state_dict(broken.state_dict())
     grid = torch.randn(8, 12, 4, 4)
