@@ -5,6 +5,7 @@ from sandglass.registry import Register
 AUXILIARY = Register(
     "auxiliary task",
     {
+        "activation_norm": "sandglass.auxiliary.activation_norm:ActivationNorm",
         "drloc": "sandglass.auxiliary.drloc:DRLoc",
         "masked_embedding": "sandglass.auxiliary.masked_embedding:MaskedEmbedding",
     },

@@ -26,7 +26,10 @@ SETTINGS = {
     "reduction": ("sum", {"sum", "mean"}),  # over the two axes; mean is half of sum, and so wants twice the weight
     "target_scale": ("h", {"h", "h-1", "cells"}),  # distances over the side, over the largest distance, or in cells
     "signed": False,  # i-l instead of |i-l|
-    "hidden": (512, 1, 8192),  # width of both hidden layers
+    "form": ("regression", {"regression", "ce", "cbr", "circular"}),  # how a distance is asked for
+    "hidden": (512, 1, 8192),  # width of the hidden layers, if `budget` is native
+    "budget": ("native", {"native", "matched"}),  # matched: as many parameters as masked embedding's decoder
+    "sees": ("features", {"features", "positions"}),  # positions: the control that never looks at the image
 }
 
 PRESETS = {

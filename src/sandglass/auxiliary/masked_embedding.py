@@ -26,12 +26,15 @@ PAPER = "arXiv 2111.06377"
 SETTINGS = {
     "weight": (0.1, 0.0, 10.0),  # lambda
     "lambda_schedule": ("const", {"const", "warmup_decay"}),
-    "ratio": (0.75, 0.05, 0.95),  # r, share of the cells that is masked
+    "ratio": (0.75, 0.0, 0.95),  # r, share of the cells that is masked; 0: an autoencoder, judged on every cell
     "divide_by": ("masked", {"masked", "nominal"}),  # what is really masked, or r
-    "target": ("detached", {"attached", "detached"}),  # whether the loss also pulls at the cells to be rebuilt
+    "target": ("detached", {"attached", "detached", "ema"}),  # attached: the loss also pulls at the cells to be rebuilt
+    "momentum": (0.99, 0.0, 1.0),  # of the copy of the encoder that gives the target, if it is ema
     "target_norm": ("ln", {"none", "ln"}),  # layer norm of each target cell, without parameters
     "depth": (4, 1, 24),  # blocks
     "heads": (4, 1, 64),  # must divide the grid's channels
+    "projection": False,  # a layer norm and Linear(C,C) after the blocks, as in MAE
+    "decoder": ("trained", {"trained", "frozen"}),  # frozen: the control that stays as random as it began
 }
 
 PRESETS = {
