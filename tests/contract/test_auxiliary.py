@@ -15,6 +15,7 @@ from sandglass.data.loader import Batch, step_generator
 from sandglass.errors import Problem
 
 CASES = [(name, preset) for name in AUXILIARY for preset in (None, *AUXILIARY.presets(name))]
+DRAWS_NOTHING = {"activation_norm"}
 SHAPE = (5, 12, 3, 4)  # not square: rows and columns cannot be exchanged unseen
 
 
@@ -77,7 +78,7 @@ def test_randomness_is_the_batch_generator_alone(name: str, preset: str | None) 
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
     assert torch.equal(ask(task, grid)["loss"], one)
-    assert not torch.equal(ask(task, grid, seed=3)["loss"], one)
+    assert torch.equal(ask(task, grid, seed=3)["loss"], one) == (name in DRAWS_NOTHING)
 
 
 @pytest.mark.parametrize("name, preset", CASES)

@@ -34,24 +34,21 @@ def knowing(signed: bool, **overrides: Any) -> tuple[DRLoc, Tensor]:
         last.weight.copy_(torch.tensor([[1, back, 0, 0], [0, 0, 1, back]]))
         for layer in (first, second, last):
             layer.bias.zero_()
-    down, across = wise.scale.tolist()
+    down, across = (axis.scale for axis in wise.axes)
     places = torch.stack([(torch.arange(3.0) / down)[:, None].expand(3, 5), (torch.arange(5.0) / across).expand(3, 5)])
     return wise, places[None]
 
 
 def test_targets_of_a_2x2_grid_by_hand() -> None:
     cells = torch.tensor([[[0, 3], [1, 1], [0, 1], [2, 1]]])  # top left to bottom right; itself; along; along and up
-    assert task(2, (2, 2)).target(cells).tolist() == [[[0.5, 0.5], [0, 0], [0, 0.5], [0.5, 0.5]]]
-    signed = task(2, (2, 2), signed=True, target_scale="cells").target(cells)
-    assert signed.tolist() == [[[-1, -1], [0, 0], [0, -1], [1, -1]]]
-    assert task(2, (2, 2), target_scale="h-1").target(cells).amax() == 1
+    assert task(2, (2, 2)).apart(cells).tolist() == [[[1, 1], [0, 0], [0, 1], [1, 1]]]
+    assert task(2, (2, 2), signed=True).apart(cells).tolist() == [[[-1, -1], [0, 0], [0, -1], [1, -1]]]
 
 
 def test_a_longer_side_is_measured_by_itself() -> None:
-    corners = torch.tensor([[[0, 14]]])
-    assert task(2, (3, 5)).target(corners).flatten().tolist() == pytest.approx([2 / 3, 4 / 5])
-    assert task(2, (3, 5), target_scale="h-1").target(corners).flatten().tolist() == [1, 1]
-    assert task(2, (3, 5), target_scale="cells").target(corners).flatten().tolist() == [2, 4]
+    assert task(2, (3, 5)).apart(torch.tensor([[[0, 14]]])).tolist() == [[[2, 4]]]
+    for scale, sides in (("h", [3, 5]), ("h-1", [2, 4]), ("cells", [1, 1])):
+        assert [axis.scale for axis in task(2, (3, 5), target_scale=scale).axes] == sides
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
