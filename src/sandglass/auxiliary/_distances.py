@@ -81,8 +81,8 @@ class CrossEntropy(Binned):
 
     def chance(self) -> float:
         """The entropy of the distances."""
-        share = (self.all - self.least).long().bincount() / len(self.all)
-        return float(torch.special.entr(share.double()).sum())
+        share = (self.all - self.least).long().bincount().double() / len(self.all)
+        return float(torch.special.entr(share).sum())
 
 
 class CycleBack(Binned):
@@ -97,7 +97,7 @@ class CycleBack(Binned):
         return (self._softened(said)[2] + self.least - apart).abs()
 
     def chance(self) -> float:
-        """The best answer of mean mu is the widest, all at the two ends: s = mu (last - mu). The best mu is searched."""
+        """Of answers of mean mu the widest is best: all at the two ends, s = mu (last - mu). The mu is searched."""
         last = float(self.answers - 1)
         truth, mean = self.all - self.least, torch.linspace(0, last, 100_001, dtype=torch.float64)
         squared = truth.var(correction=0) + (truth.mean() - mean).square()
@@ -115,11 +115,11 @@ class Circular(Distance):
     answers = 2
 
     def loss(self, said: Tensor, apart: Tensor) -> Tensor:
-        angle = 2 * math.pi * apart / self.side
+        angle = 2 * math.pi * apart.to(said.dtype) / self.side
         return 1 - F.cosine_similarity(said, torch.stack([angle.cos(), angle.sin()], dim=-1), dim=-1)
 
     def error(self, said: Tensor, apart: Tensor) -> Tensor:
-        turn = (torch.atan2(said[..., 1], said[..., 0]) / (2 * math.pi) - apart / self.side) % 1
+        turn = (torch.atan2(said[..., 1], said[..., 0]) / (2 * math.pi) - apart.to(said.dtype) / self.side) % 1
         return torch.minimum(turn, 1 - turn) * self.side
 
     def chance(self) -> float:
