@@ -31,8 +31,8 @@ class GridWatch(nn.Module):
     @torch.no_grad()
     def forward(self, grid: Tensor) -> dict[str, Tensor]:
         """(B,C,h,w) -> size, mean deviation over positions and over images, effective rank (last measured)."""
-        tokens = grid.detach().float().flatten(2).transpose(1, 2)  # (B,hw,C)
-        spread = tokens.std(dim=0, correction=0).mean()
+        tokens = grid.detach().float().flatten(2).transpose(1, 2).contiguous()  # (B,hw,C)
+        spread = _deviation(tokens, 0)
         self.spread_sum += spread
         self.spread_count += 1
         if self.calls % RANK_EVERY == 0:
@@ -41,7 +41,7 @@ class GridWatch(nn.Module):
         self.calls += 1
         return {
             "rms": tokens.square().mean().sqrt(),
-            "std_positions": tokens.std(dim=1, correction=0).mean(),
+            "std_positions": _deviation(tokens, 1),
             "std_batch": spread,
             "effective_rank": self.rank.clone(),
         }
@@ -63,3 +63,8 @@ class GridWatch(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.calls = int(state)
+
+
+def _deviation(tokens: Tensor, axis: int) -> Tensor:
+    """The mean standard deviation along an axis; on a CPU a tenth of the time of `Tensor.std`."""
+    return (tokens - tokens.mean(axis, keepdim=True)).square().mean(axis).sqrt().mean()
