@@ -83,8 +83,10 @@ def test_a_cell_has_theirs_ours_with_interval_and_the_exact_test(empty_study: An
     low, high = stats.t.interval(0.95, SEEDS - 1, np.mean(ours), stats.sem(ours))
     both = stats.permutation_test(
         (ours, [top1("cross-entropy", seed) for seed in range(SEEDS)]),
-        lambda a, b: abs(np.mean(a) - np.mean(b)), permutation_type="independent", n_resamples=np.inf, alternative="greater",
-    )  # fmt: skip
+        lambda a, b: abs(np.mean(a) - np.mean(b)),
+        n_resamples=np.inf,
+        alternative="greater",
+    )
     assert cell["DRLoc 0.1"] == [
         "theirs 82.90 (+4.2)",
         f"ours {100 * np.mean(ours):.1f} ± {100 * np.std(ours, ddof=1):.1f} ({100 * low:.1f} – {100 * high:.1f})",
