@@ -18,7 +18,8 @@ from sandglass.report.parts import Table
 from sandglass.report.statistics import ALPHA, Comparison, compare, holm, smallest_p, summarise
 
 MODELS = {"resnet312": "ResNet", "vit312": "ViT", "t2t312": "T2T", "cvt312": "CvT"}
-SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # by name, else by format
+COPIES = {"cifar10_jpeg": "CIFAR-10"}  # JPEG of quality 75, training and test images alike
 TASKS = {"drloc", "masked_embedding"}
 BASE = "cross-entropy"
 EPSILON = 1.0  # in 1/255
@@ -32,15 +33,12 @@ def place(run: dict[str, Any], packed: dict[str, Any]) -> tuple[str, str, str] |
 
     `run` and `packed` are the settings of the finetuning and of its data.
     """
-    data, model, tasks = packed.get("format", packed["data"]), MODELS.get(run["backbone"]), run["auxiliary"]
-    if data not in SETS or model is None or run["init"] != "scratch" or not set(tasks) <= TASKS:
+    data = (SETS | COPIES).get(packed["data"]) or SETS.get(packed.get("format", ""))
+    model, tasks = MODELS.get(run["backbone"]), run["auxiliary"]
+    if data is None or model is None or run["init"] != "scratch" or not set(tasks) <= TASKS:
         return None
-    me = tasks.get("masked_embedding", {"weight": 0.0, "ratio": 0.0})
-    return (
-        SETS[data],
-        model,
-        published.auxiliaries(tasks.get("drloc", me | {"weight": 0.0})["weight"], me["weight"], me["ratio"]),
-    )
+    drloc, me = tasks.get("drloc", {"weight": 0.0}), tasks.get("masked_embedding", {"weight": 0.0, "ratio": 0.0})
+    return data, model, published.auxiliaries(drloc["weight"], me["weight"], me["ratio"])
 
 
 def reading(attack: dict[str, Any]) -> str:
@@ -121,7 +119,8 @@ class _Ours:
         if settings["arguments"]:
             yield f"{settings['backbone']} with {', '.join(f'{k} {v}' for k, v in settings['arguments'].items())}"
         if run["columns"]["data set"] not in SETS:
-            yield f"data set {run['columns']['data set']}"
+            copy = " (JPEG of quality 75)" if run["columns"]["data set"] in COPIES else ""
+            yield f"data set {run['columns']['data set']}{copy}"
         for key, value in (
             ("size", settings["size"]),
             ("epochs", train["epochs"]),
