@@ -15,6 +15,7 @@ SIMMIM = {"form": "simmim", "ratio": 0.6, "mask_patch": 0}
 DROP = {"form": "drop", "ratio": 0.75, "mask_patch": 0}
 HIERA = {"embed_dim": 16, "stages": (1, 1, 1), "mask_unit_size": (4, 4), "mask_unit_attn": (True, True, False)}
 HIERA |= {"patch_kernel": (3, 3), "patch_stride": (2, 2), "patch_padding": (1, 1)}
+NARROW = {"embed_dim": 24, "depth": 1, "num_heads": 2}
 CASES = [
     ("toy", {}, SIMMIM),
     ("toy", {}, SIMMIM | {"mask_patch": 4}),  # patches smaller than a cell
@@ -198,6 +199,8 @@ def test_a_constant_encoder_is_noticed_and_a_fresh_one_is_not():
     [
         ("toy", {}, DROP, "T-161", "form: simmim"),
         ("hourglass_tiny", {}, DROP, "T-161", "form: simmim"),
+        ("t2t312", NARROW, DROP, "T-161", "objectives.masked_image.form: simmim"),  # a ViT whose patches overlap
+        ("sl_vit312", NARROW, DROP, "T-161", "form: simmim"),
         ("toy", {}, SIMMIM | {"mask_patch": 6}, "T-163", "mask_patch: 2 or 4 or 8"),
         ("resnet18", {}, SIMMIM, "T-163", "mask_patch: 4 or 8 or 16"),  # its grid is one cell
         ("vit_tiny_flat", {}, DROP | {"mask_patch": 2}, "T-163", "mask_patch: 4 or 8"),
