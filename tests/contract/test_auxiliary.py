@@ -22,6 +22,7 @@ from sandglass.data.loader import Batch, step_generator
 from sandglass.errors import Problem
 
 CASES = [(name, preset) for name in AUXILIARY for preset in (None, *AUXILIARY.presets(name))]
+DRAWS_NOTHING = {"activation_norm"}
 LOOKING = [case for case in CASES if AUXILIARY.get(case[0]).own_forward]
 SHAPE = (5, 12, 3, 4)  # not square: rows and columns cannot be exchanged unseen
 PX = 32  # for the encoder, `toy`, whose grid then has 4 x 4 cells
@@ -110,7 +111,7 @@ def test_randomness_is_the_batch_generator_alone(name: str, preset: str | None) 
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
     assert torch.equal(given.ask()["loss"], one)
-    assert not torch.equal(given.ask(seed=3)["loss"], one)
+    assert torch.equal(given.ask(seed=3)["loss"], one) == (name in DRAWS_NOTHING)
 
 
 @pytest.mark.parametrize("name, preset", CASES)
