@@ -6,6 +6,8 @@ AUXILIARY = Register(
     "auxiliary task",
     {
         "drloc": "sandglass.auxiliary.drloc:DRLoc",
+        "jigsaw": "sandglass.auxiliary.jigsaw:Jigsaw",
         "masked_embedding": "sandglass.auxiliary.masked_embedding:MaskedEmbedding",
+        "masked_image": "sandglass.auxiliary.masked_image:MaskedImage",
     },
 )
