@@ -70,7 +70,7 @@ class DRLoc(Auxiliary):
         self.axes = [form(side, unit, settings["signed"]) for side, unit in zip(self.grid_shape, scales, strict=True)]
         self.answers = [axis.answers for axis in self.axes]
         inner = 2 if form.binned else 1  # Linear(hidden,hidden)s
-        hidden = self._hidden_for(inner) if settings["budget"] == "matched" else settings["hidden"]
+        hidden = self._width(inner) if settings["budget"] == "matched" else settings["hidden"]
         layers = [nn.Linear(2 * self.channels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
         if form.binned:
             layers.append(nn.Linear(hidden, hidden))
@@ -114,12 +114,12 @@ class DRLoc(Auxiliary):
     def _reduced(self, axes: list[Any]) -> Any:
         return sum(axes) if self.settings["reduction"] == "sum" else sum(axes) / 2
 
-    def _hidden_for(self, inner: int) -> int:
-        """The width that gives the head as many parameters as `matched` says.
+    def _width(self, inner: int) -> int:
+        """The hidden width that gives the head `matched` parameters.
 
         Rounded down to tens from a thousand on: 1,870 for a regression on (312,8,8), 0.8 % too few.
         """
-        answers = sum(self.answers)
-        linear = 2 * self.channels + 1 + inner + answers  # inner * hidden^2 + linear * hidden + answers = matched
-        hidden = (math.sqrt(linear**2 + 4 * inner * (self.matched() - answers)) - linear) / (2 * inner)
+        budget, answers = self.matched(), sum(self.answers)
+        linear = 2 * self.channels + 1 + inner + answers  # inner * hidden^2 + linear * hidden + answers = budget
+        hidden = (math.sqrt(linear**2 + 4 * inner * (budget - answers)) - linear) / (2 * inner)
         return max(round(hidden), 1) if hidden < 1000 else int(hidden) // 10 * 10
