@@ -34,6 +34,11 @@ def interval(values: Sequence[float], images: int) -> str:
     return f"{100 * max(low, 0):.1f} – {100 * min(high, 1):.1f}{mark}"
 
 
+def between(low: float, high: float) -> str:
+    """An interval of what may be below 0, in percent or points."""
+    return f"{100 * low:.1f} – {100 * high:.1f}".replace("-", "−")
+
+
 def number(s: Summary) -> str:
     """Mean and deviation of any quantity: two digits of the deviation, and the mean to the same place."""
     if s.n == 1 or s.deviation < 1e-9 * abs(s.mean):
