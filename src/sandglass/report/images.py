@@ -101,7 +101,7 @@ def worst_cases(some: list[Experiment], found: dict[str, Seen]) -> list[Experime
     first = {str(name): rows.iloc[0].to_dict() for one in some for name, rows in one.rows.groupby("run", sort=False)}
     tried: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for name, one in found.items():
-        for epsilon in one.right:
+        for epsilon in filter(None, one.right):  # at 0 there is nothing but the clean image
             tried[one.model, one.images, one.ball, epsilon].append(name)
     joined: dict[tuple[str, ...], dict[float, np.ndarray]] = defaultdict(dict)
     for (*_, epsilon), several in tried.items():
@@ -112,6 +112,8 @@ def worst_cases(some: list[Experiment], found: dict[str, Seen]) -> list[Experime
     for members, right in joined.items():
         parts = [found[member] for member in members]
         lead, attack = parts[0], f"worst of {', '.join(part.attack for part in parts)}"
+        if all(0.0 in part.right for part in parts):
+            right[0.0] = lead.clean
         one = Seen(lead.model, lead.images, lead.ball, attack, lead.clean, right)
         name = f"{attack}: {lead.model}: {len(found)}"
         found[name] = one
@@ -145,15 +147,15 @@ def disagreements(some: list[Experiment], found: dict[str, Seen], epsilon: float
                 pairs.append((one, base, [discordance(a.right[epsilon], b.right[epsilon]) for a, b in same]))
     if not pairs:
         return None
-    tests = [test for _, _, found_ in pairs for test in found_]
+    tests = [test for _, _, tests_of in pairs for test in tests_of]
     corrected = iter(holm([test.p for test in tests]))
-    columns, rows, pooled = telling([one for one, _, _ in pairs]), [], []
-    for one, base, some_tests in pairs:
-        pooled.append(over_seeds(some_tests))
-        counts = "\n".join(f"{test.first} : {test.second}" for test in some_tests)
-        ps = "\n".join(words.probability(test.p) for test in some_tests)
-        adjusted = "\n".join(words.probability(next(corrected)) for _ in some_tests)
-        rows.append([*names(one, columns), base, str(len(some_tests)), counts, ps, adjusted, words.cell(pooled[-1])])
+    columns, rows, pooled = telling(some), [], []
+    for one, base, tests_of in pairs:
+        pooled.append(over_seeds(tests_of))
+        counts = "\n".join(f"{test.first} : {test.second}" for test in tests_of)
+        ps = "\n".join(words.probability(test.p) for test in tests_of)
+        adjusted = "\n".join(words.probability(next(corrected)) for _ in tests_of)
+        rows.append([*names(one, columns), base, str(len(tests_of)), counts, ps, adjusted, words.cell(pooled[-1])])
     head = [*columns, "against", "n", "right only here : only there", "p", "p, corrected", "over seeds"]
     notes = [
         f"A line for each seed: how many of {tests[0].n:,} images only one of its two networks gets right at this ε, "

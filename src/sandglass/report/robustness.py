@@ -128,7 +128,7 @@ def _cells(one: Experiment, epsilon: float | None, found: dict[str, Seen]) -> li
             lines += [words.interval(values, one.images(metric))] * bool(values)
         elif len(values) > 1:
             over = summarise(values)
-            lines.append(words.between(over.low, over.high))
+            lines.append(words.between(over.low if metric == "drop" else max(over.low, 0), over.high))
         elif values and epsilon is not None and (own := found.get(one.runs[0])):
             lines.append(f"{words.between(*own.interval(metric, epsilon))} *")
         cells.append("\n".join(lines))

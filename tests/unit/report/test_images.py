@@ -58,7 +58,7 @@ def test_the_worst_case_is_what_loops_over_images_find(empty_study: Any) -> None
     for seed, task in itertools.product((0, 1, 2), ("none", "drloc")):
         clean[seed, task] = marks(rng, 0.9)
         for attack, epsilons in (("fgsm", (0.0, 1.0, 2.0)), ("pgd", (0.0, 1.0, 2.0)), ("autoattack", (1.0,))):
-            right[attack, seed, task] = {epsilon: marks(rng, 0.7) for epsilon in epsilons}
+            right[attack, seed, task] = {e: marks(rng, 0.7) if e else clean[seed, task] for e in epsilons}
             attacked(empty_study, attack, seed, task, clean[seed, task], right[attack, seed, task])
     found = worst(empty_study)
     both, three = "worst of fgsm, pgd", "worst of fgsm, pgd, autoattack"
@@ -172,8 +172,8 @@ def test_pairs_are_counted_by_image_and_corrected_over_the_table(empty_study: An
         here, there = pairs.count(("1", "0")), pairs.count(("0", "1"))
         counts.append(f"{here} : {there}")
         ps.append(float(stats.binomtest(here, here + there, 0.5).pvalue))
-    ((against, n, told, _, corrected, over),) = table.rows
-    assert (against, n, told.split("\n")) == ("none", "3", counts)
+    ((task, against, n, told, _, corrected, over),) = table.rows
+    assert (task, against, n, told.split("\n")) == ("drloc", "none", "3", counts)
     smallest = int(np.argmin(ps))
     assert float(corrected.split("\n")[smallest]) == pytest.approx(3 * ps[smallest], rel=0.06)  # printed with a digit
     assert "for 3 tests" in table.notes[0] and over.endswith("p = 0.25")
@@ -191,7 +191,7 @@ def test_few_disagreements_are_said_to_be_too_few(empty_study: Any) -> None:
     attacked(empty_study, "pgd", 0, "drloc", "1111", {1.0: "1110"})
     attacked(empty_study, "pgd", 0, "none", "1111", {1.0: "1000"})
     table = disagreements(*read(empty_study), 1.0, "")
-    assert table and table.rows[0][2] == "2 : 0" and "fewer than 6 images" in table.notes[1]
+    assert table and table.rows[0][3] == "2 : 0" and "fewer than 6 images" in table.notes[1]
 
 
 def test_the_page_tells_the_worst_case_with_n_deviation_and_interval(empty_study: Any) -> None:
