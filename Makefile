@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test bench lint schema
+.PHONY: help setup demo reproduce-table-4-6 test bench lint schema
 
 help:  ## these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
 
 setup: .venv/.ready  ## make .venv with the exact versions of requirements.lock
 
@@ -20,6 +20,11 @@ setup: .venv/.ready  ## make .venv with the exact versions of requirements.lock
 demo: setup  ## the whole chain on handwritten digits, a few minutes on two cores
 	snakemake --cores all --config study=demo
 	@echo "report: $(CURDIR)/results/report/demo/index.html"
+
+STUDY ?= table_4_6
+reproduce-table-4-6: setup  ## sixteen trainings of 15 M parameters and their FGSM, for one GPU; STUDY=table_4_6_jpeg
+	snakemake --cores all --config study=$(STUDY)
+	@echo "report: $(CURDIR)/results/report/$(STUDY)/index.html"
 
 test: setup  ## every test
 	$(BIN)/python -m pytest

@@ -98,6 +98,10 @@ class Finetune(Optimisation):
     warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
     init: Literal["scratch", "pretrained", "stem-frozen", "stem-tuned", "stem-random"] = "scratch"
     auxiliary: str = "none"  # names joined by '+'
+    # What objectives/supervised.py names so (thesis, sound): its values, and the preset of that name of each auxiliary
+    # task that has one. A study's own values go first.
+    optimisation: Name | None = None
+    split: Literal["train", "trainval"] = "train"  # trainval: the validation images too; nothing is left to choose by
     labels: Fraction = 1.0  # of the training labels; nested, stratified
     views: str = "crop_flip"
     stem_lr_scale: Annotated[float, Field(gt=0, le=1)] = 0.1  # of the learning rate, for stem-tuned
@@ -130,6 +134,12 @@ class Engine(Strict):
 class Report(Strict):
     title: str = "Sandglass report"
 
+
+# What a row of `exclude` may name, besides a setting of an idea (drloc.weight).
+EXCLUDABLE = (
+    "stage", "seed", "data set", "size", "backbone", "objective", "optimisation", "views", "init", "labels",
+    "auxiliary", "probe", "attack",
+)  # fmt: skip
 
 STAGE_MODELS: dict[str, type[Strict]] = {
     "pretrain": Pretrain,
@@ -371,7 +381,18 @@ def _study_problems(tree: Any, file: str, lines: Lines) -> list[str]:
                         say((*here, *key), f"unknown {kind} '{word}'; {did_you_mean(word, [*shelves[section], *none])}")
         for section in shelves:
             ideas(section, study.get(section, {}), (*here, section), sweeps=True)
+        for i, row in enumerate(study.get("exclude") or []):
+            for key in row:
+                name, _, _ = key.partition(".")
+                known = [*EXCLUDABLE, *(f"{name}.{own}" for own in _settings_of(shelves, name))]
+                if key not in known:
+                    say((*here, "exclude", i, key), f"exclude: unknown column '{key}'; {did_you_mean(key, known)}")
     return found
+
+
+def _settings_of(shelves: dict[str, Register], name: str) -> list[str]:
+    """The settings of an idea, in whichever register it is."""
+    return [key for register in shelves.values() if name in register for key in register.declared(name)]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from sandglass.errors import Exit, Problem, did_you_mean
 
-LITERALS = {"SETTINGS", "PRESETS", "PAPER", "ABOUT", "VIEWS", "KIND", "BACKBONES", "TRAIN", "CROPS"}
+LITERALS = {"SETTINGS", "PRESETS", "PAPER", "ABOUT", "VIEWS", "KIND", "BACKBONES", "TRAIN", "FINETUNE", "CROPS"}
 
 # A setting is declared beside the code it steers:  name: default | (default, low, high) | (default, {choices})
 Declared = dict[str, Any]
@@ -71,7 +71,11 @@ class Register:
             "paper": texts.get("PAPER", ""),
             "settings": {key: default(row) for key, row in self.declared(name).items()},
             "presets": sorted(self.presets(name)),
-        } | {key.lower(): texts[key] for key in ("VIEWS", "KIND", "BACKBONES", "TRAIN", "CROPS") if key in texts}
+        } | {
+            key.lower(): texts[key]
+            for key in ("VIEWS", "KIND", "BACKBONES", "TRAIN", "FINETUNE", "CROPS")
+            if key in texts
+        }
 
 
 def default(row: Any) -> Any:

@@ -174,7 +174,7 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
 
     s, seed, device = run.settings, _seed(run), _device(params)
     packed = _packed(folder, run)
-    split = open_split(packed, "train")
+    split = open_split(packed, s["split"])
     classes = len(split.info["classes"])
     encoder = _encoder(folder, run, params, classes)
     frozen, scales = _initialise(encoder, run, folder, seed)
@@ -185,14 +185,18 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
         encoder, objective, auxiliaries, split, torch.as_tensor(index), s["views"], s["size"], s["train"], seed,
         frozen=frozen, lr_scales=scales,
     )  # fmt: skip
-    if split.info["counts"].get("val"):
+    judged = ["test"]
+    if split.info["counts"].get("val") and s["split"] != "trainval":
+        judged = ["test", "val"]
         judge = partial(classify, encoder, packed, "val", s["size"], device)
         task.each_epoch = _validation(task, 10, judge, "top1", "cross_entropy")
     if not _fit(run, folder, params, task, say):
         return
     _save_arrays(folder.results / "labelled.npz", index=np.asarray(index))
     _export(folder, encoder, s)
-    _finish_training(folder, classify(encoder, packed, "test", s["size"], device), task)
+    _finish_training(
+        folder, [row for name in judged for row in classify(encoder, packed, name, s["size"], device)], task
+    )
 
 
 def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:

@@ -22,7 +22,7 @@ from sandglass.errors import Exit, Problem, did_you_mean
 STAGES = ("data", "pretrain", "probe", "finetune", "attack", "report")
 
 # Raise a stage's number when its code changes what it computes: its runs, and all below them, get new names.
-PROTOCOL = {"data": 1, "pretrain": 2, "probe": 2, "finetune": 2, "attack": 2, "report": 1}
+PROTOCOL = {"data": 1, "pretrain": 2, "probe": 2, "finetune": 3, "attack": 2, "report": 1}
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ class _Planner:
         for values in self.stage("finetune"):
             model = values.pop("backbone") or backbone
             init, auxiliary, views, labels = (values.pop(key) for key in ("init", "auxiliary", "views", "labels"))
+            split, optimisation = values.pop("split"), values.pop("optimisation") or ""  # its values are here
             stem = init in ("stem-frozen", "stem-tuned")
             if init == "pretrained":
                 parents: list[Run | None] = [run for run in pretrained if run.columns["backbone"] == model]
@@ -147,12 +148,14 @@ class _Planner:
             if init != "stem-tuned":
                 values.pop("stem_lr_scale")
             tasks = [] if auxiliary == "none" else auxiliary.split("+")
-            sweeps = [self.idea("auxiliary", task) for task in tasks]
+            sweeps = [self.idea("auxiliary", task, preset=optimisation) for task in tasks]
             for parent, v, *settled in itertools.product(parents, self.idea("views", views), *sweeps):
                 settings = where | self.backbone(model) | {"init": init, "labels": labels, "views": {views: v}}
+                settings |= {"split": split}
                 settings |= {"auxiliary": dict(zip(tasks, settled)), "train": values}
                 columns = about | {"backbone": model, "views": views, "init": init, "labels": labels}
                 columns |= {"auxiliary": auxiliary} | _origin(parent, with_views=False)
+                columns |= {"optimisation": optimisation} if optimisation else {}
                 needs = (packed, parent) if parent else (packed,)
                 origin = f"{init}.{parent.columns['objective']}" if parent else init
                 run = self.add("finetune", seed, settings, needs, columns, where["data"], model, origin, auxiliary)
@@ -191,9 +194,26 @@ class _Planner:
         keys = tuple(run.key for run in needs)
         name = _name(words, seed, _digest(stage, settings, seed, keys))
         run = Run(stage, name, seed, settings, keys, columns)
-        if any(_matches(run, row) for row in self.study.exclude):
+        if any(self.matches(run, row) for row in self.study.exclude):
             return None
         return self.runs.setdefault(run.key, run)
+
+    def matches(self, run: Run, row: dict[str, Any]) -> bool:
+        """Whether a row of `exclude` names this run: all its keys agree; "drloc.weight" is a setting of an idea."""
+        facts = {"stage": run.stage, "seed": run.seed, **run.columns}
+        if any("." in key for key in row):
+            facts |= self.ideas_of(run)
+        return all(key in facts and facts[key] in _listed(value) for key, value in row.items())
+
+    def ideas_of(self, run: Run) -> dict[str, Any]:
+        """Every setting of every idea in this run and in those that it stands on: {"drloc.weight": 0.1}."""
+        found: dict[str, Any] = {}
+        for key in run.needs:
+            found |= self.ideas_of(self.runs[key])
+        for section in ("objective", "views", "auxiliary", "probe", "attack"):
+            for name, values in run.settings.get(section, {}).items():
+                found |= {f"{name}.{key}": value for key, value in values.items()}
+        return found
 
     def data_settings(self, name: str) -> dict[str, Any]:
         """What packing depends on: not where archives lie, but what they are."""
@@ -217,12 +237,13 @@ class _Planner:
         defaults = getattr(self.params, stage).model_dump()
         for chosen in _product(given):
             if named := chosen.get("optimisation", defaults.get("optimisation")):
-                chosen = self.optimisation(chosen.get("objective", defaults["objective"]), named) | chosen
+                objective = chosen.get("objective", defaults.get("objective", "supervised"))
+                chosen = self.optimisation(stage, objective, named) | chosen
             yield STAGE_MODELS[stage].model_validate(defaults | chosen).model_dump()
 
-    def optimisation(self, objective: str, named: str) -> dict[str, Any]:
+    def optimisation(self, stage: str, objective: str, named: str) -> dict[str, Any]:
         """The values by which an objective's file says that it has been trained."""
-        known = self.registers["objectives"].about(objective).get("train", {})
+        known = self.registers["objectives"].about(objective).get({"pretrain": "train"}.get(stage, stage), {})
         if named not in known:
             what = f"{objective} names no optimisation '{named}'"
             raise Problem("C-122", Exit.CONFIG, what, fix=did_you_mean(named, known) if known else "write its values")
@@ -256,12 +277,6 @@ def _product(given: dict[str, Any], native: Iterable[str] = ()) -> Iterator[dict
         axes.append([(key, item) for item in value] if sweep else [(key, value)])
     for combination in itertools.product(*axes):
         yield dict(combination)
-
-
-def _matches(run: Run, row: dict[str, Any]) -> bool:
-    """Whether a row of `exclude` names this run: every key it gives agrees."""
-    facts = {"stage": run.stage, "seed": run.seed, **run.columns}
-    return all(key in facts and facts[key] in _listed(value) for key, value in row.items())
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ import yaml
 
 from sandglass import stages
 from sandglass.config import load
-from sandglass.report.beside import METHODS, SETS
+from sandglass.report.blog import METHODS, SETS
 from sandglass.study import plan
 
 ARCHIVE = "imagenette2-224sq-subset.tgz"

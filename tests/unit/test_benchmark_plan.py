@@ -7,7 +7,7 @@ import pytest
 from sandglass.config import load
 from sandglass.objectives import OBJECTIVES
 from sandglass.report import published
-from sandglass.report.beside import METHODS, POLICIES, SETS, answers
+from sandglass.report.blog import METHODS, POLICIES, SETS, answers
 from sandglass.study import plan
 from sandglass.views.recipes import sizes_of
 

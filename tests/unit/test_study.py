@@ -166,3 +166,31 @@ def test_an_optimisation_that_the_objective_does_not_name_is_refused(planned):
     with pytest.raises(Problem, match="byol names no optimisation 'blgo'") as caught:
         planned(BASE.replace("objective: byol, epochs: 2", "objective: byol, optimisation: blgo"))
     assert caught.value.id == "C-122" and "did you mean blog?" in caught.value.fix
+
+
+def test_finetuning_by_name_brings_its_values_and_the_presets_of_its_tasks(planned):
+    runs = planned(BASE.replace("finetune: {", "finetune: {optimisation: [thesis, sound], "))
+    tuned = [run for run in runs if run.columns.get("auxiliary") == "drloc" and run.stage == "finetune"]
+    kinds = {run.columns["optimisation"]: run.settings for run in tuned}
+    assert kinds["thesis"]["train"]["optimizer"] == "adam" and kinds["sound"]["train"]["optimizer"] == "adamw"
+    assert (
+        kinds["thesis"]["auxiliary"]["drloc"]["share_pairs"] and not kinds["sound"]["auxiliary"]["drloc"]["share_pairs"]
+    )
+    assert (kinds["thesis"]["split"], kinds["sound"]["split"]) == ("trainval", "train")
+
+
+def test_a_setting_of_an_idea_excludes_its_runs_and_what_stands_on_them(planned):
+    text = BASE + "    auxiliary: {drloc: {weight: [0.1, 0.2, 0.3]}}\n"
+    some = planned(text + "    exclude: [{drloc.weight: [0.1, 0.3]}, {stage: attack, drloc.weight: 0.2}]\n")
+    weights = {
+        run.settings["auxiliary"]["drloc"]["weight"] for run in some if "drloc" in run.settings.get("auxiliary", {})
+    }
+    assert weights == {0.2}
+    assert not [run for run in some if run.stage == "attack" and run.columns["auxiliary"] == "drloc"]
+    assert [run for run in some if run.stage == "attack"], "those without the task stay"
+
+
+def test_a_column_that_does_not_exist_excludes_nothing_unsaid(planned):
+    with pytest.raises(Problem, match="1 mistake") as caught:
+        planned(BASE + "    exclude: [{drloc.wieght: 0.1}]\n")
+    assert "drloc.weight" in caught.value.where

@@ -8,9 +8,12 @@ dropped at export; it never judges.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sandglass.backbones.grid import Encoder
 from sandglass.data.loader import Batch
@@ -24,6 +27,8 @@ class Auxiliary(nn.Module, ABC):
 
     Raises Problem T-150 for a grid of one cell, in which there is nothing to locate and nothing to hide.
     """
+
+    own_forward = False  # whether it shows the encoder images of its own making
 
     def __init__(self, encoder: Encoder, settings: dict[str, Any]) -> None:
         super().__init__()
@@ -56,3 +61,28 @@ class Auxiliary(nn.Module, ABC):
     def collapsed(self) -> bool:
         """Asked once at the end of every epoch: has the task driven the grid to a constant?"""
         return False
+
+    def matched(self) -> int:
+        """Parameters of masked embedding's decoder for this grid, four blocks: what `budget: matched` brings a head to.
+
+        4,709,016 for (312,8,8).
+        """
+        c, cells = self.channels, self.grid_shape[0] * self.grid_shape[1]
+        return 4 * (12 * c * c + 13 * c) + (cells + 1) * c
+
+
+@contextmanager
+def looking_again(encoder: nn.Module) -> Iterator[None]:
+    """For a forward of changed images: batch norm goes by their own statistics and keeps none of them.
+
+    The running statistics, by which the encoder is judged, so stay those of whole images; the last forward of a step
+    would otherwise have the larger part in them.
+    """
+    norms = [m for m in encoder.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

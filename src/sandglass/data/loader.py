@@ -118,7 +118,7 @@ class _Part:
 
 
 def open_split(folder: Path, split: str, *, evaluating: bool = False) -> Split:
-    """A split of a packed data set: train, val, test, unlabelled, or pretrain = train + unlabelled, without val.
+    """A split of a packed data set: train, val, test, unlabelled; pretrain: train + unlabelled; trainval: train + val.
 
     Raises Problem: D-114 (77) test images outside evaluation; D-115 (66) not packed, or no such split; D-116 (65)
     damaged files.
@@ -134,7 +134,7 @@ def open_split(folder: Path, split: str, *, evaluating: bool = False) -> Split:
     if not (folder / "info.json").is_file():
         raise Problem("D-115", Exit.MISSING, "the data set is not packed", where=str(folder), fix="sandglass data")
     info = read_json(folder / "info.json")
-    names = ["train", "unlabelled"] if split == "pretrain" else [split]
+    names = {"pretrain": ["train", "unlabelled"], "trainval": ["train", "val"]}.get(split, [split])
     present = [name for name in names if info["counts"].get(name)]
     if not present:
         raise Problem(

@@ -1,5 +1,5 @@
 """The loop. Plain PyTorch, the same for pretraining and finetuning, for one process and for several that share a batch
-(distributed.py): one encoder forward per view serves the objective and every auxiliary task.
+(distributed.py): one encoder forward per view serves the objective and every auxiliary task on the grid.
 
 All randomness is a function of (seed, epoch, step): a run that is killed and resumed takes the same steps, to the bit.
 """

@@ -20,7 +20,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sandglass.report import beside, figures, numbers, published, words
+from sandglass.report import blog, figures, numbers, published, thesis, words
 from sandglass.report.collect import arrays, collect, history, missing, write_csv
 from sandglass.report.experiments import (
     Experiment,
@@ -40,6 +40,7 @@ from sandglass.report.robustness import ATTACKS, robustness
 from sandglass.report.statistics import Comparison, summarise
 from sandglass.runs import read_json, write_atomic
 
+LAID_OUT = {"blog": blog, "thesis": thesis}  # published sources whose tables stand beside ours as they were printed
 UNCURVED = {"step", "epoch", "lr", "total", "gradient_norm"}  # logged, but not what a reader of the page looks for
 CURVES, SHEETS, MAPS = 9, 4, 6  # at most so many pictures of a kind
 COST = {"minutes": "minutes", "images_per_second": "images per second", "peak_memory_gib": "peak memory, GiB"}
@@ -81,7 +82,7 @@ def write(
     )
     write_csv(frame, folder / "results.csv")
     if len(page.beside):
-        write_csv(beside.csv(page.beside), folder / "beside.csv")
+        write_csv(LAID_OUT[page.source].csv(page.beside), folder / "beside.csv")
     numbers.write(root / "results", page.stages, folder)
     write_atomic(folder / "index.html", text)
     return folder / "index.html"
@@ -95,7 +96,9 @@ class _Page:
         self.stages = {stage: experiments(frame, stage) for stage in dict.fromkeys(frame["stage"])}
         self.frame = frame
         name = study.get("published") or ""
-        self.beside = beside.beside(name, runs, frame) if name.startswith("blog") else pd.DataFrame()
+        self.source = name.partition("/")[0]
+        laid_out = self.source in LAID_OUT
+        self.beside = LAID_OUT[self.source].beside(name, runs, frame) if laid_out else pd.DataFrame()
 
     def sections(self) -> Iterator[Section]:
         yield self.probes()
@@ -154,7 +157,7 @@ class _Page:
         source = published.SOURCES[name.partition("/")[0]]
         section.text.append(f"{source}. The protocols are not the same: what stands side by side is not a comparison.")
         if len(self.beside):
-            section.tables += beside.tables(self.beside, len(self.study.get("seeds") or []))
+            section.tables += LAID_OUT[self.source].tables(self.beside, len(self.study.get("seeds") or []))
         kept = ["data set", "model", "setting", "metric", "printed", "status", "note"]
         for table, rows in published.answers(name).groupby("table", sort=False):
             about = published.TABLES[str(table)]

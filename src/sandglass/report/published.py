@@ -160,13 +160,15 @@ def _blog(raw: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(table=raw["dataset"], value=raw["value"].astype(float), unit="accuracy")
 
 
-def _thesis(raw: pd.DataFrame) -> pd.DataFrame:
-    def setting(row: dict[str, str]) -> str:
-        words = [f"DRLoc {row['lambda_drloc']}"] * (row["lambda_drloc"] != "0")
-        words += [f"ME {row['lambda_me']}, mask {row['mask_ratio']}"] * (row["lambda_me"] != "0")
-        return " + ".join(words) or "cross-entropy"
+def auxiliaries(drloc: float, me: float, ratio: float) -> str:
+    """A setting of the thesis by the weights of its two tasks and the share that is masked: "DRLoc 0.1"."""
+    words = [f"DRLoc {drloc:g}"] * (drloc > 0) + [f"ME {me:g}, mask {ratio:.2f}"] * (me > 0)
+    return " + ".join(words) or "cross-entropy"
 
-    settings = [setting(row) for row in raw.to_dict("records")]
+
+def _thesis(raw: pd.DataFrame) -> pd.DataFrame:
+    numbers = raw[["lambda_drloc", "lambda_me", "mask_ratio"]].replace("", "nan").astype(float)
+    settings = [auxiliaries(*row) for row in numbers.itertuples(index=False)]
     metric = raw["attack"].map({"none": "top1", "fgsm_eps1/255": "robust_top1"})
     frame = raw.rename(columns={"dataset": "data set", "accuracy": "printed"})
     return frame.assign(setting=settings, metric=metric, value=raw["accuracy"].astype(float) / 100, unit="accuracy")

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from sandglass.auxiliary import AUXILIARY
 from sandglass.auxiliary.masked_embedding import MaskedEmbedding
+from sandglass.backbones.grid import Encoder, build
 from sandglass.config import resolve
 from sandglass.data.loader import Batch, step_generator
+from sandglass.engine.optim import parameter_groups
 from sandglass.errors import Problem
 from sandglass.objectives._parts import effective_rank
 
@@ -103,6 +105,115 @@ def test_attached_adds_exactly_the_target_term() -> None:
 def test_parameters_at_the_thesis_size() -> None:
     me = task(312, (8, 8), depth=4)
     assert sum(p.numel() for p in me.parameters()) == 4_709_016
+
+
+def test_parameters_with_the_projection_of_mae() -> None:
+    assert sum(p.numel() for p in task(312, (8, 8), depth=4, projection=True).parameters()) == 4_807_296
+
+
+@pytest.mark.parametrize("divide_by", ["masked", "nominal"])
+def test_a_ratio_of_0_is_an_autoencoder(divide_by: str) -> None:
+    me, grid = task(ratio=0, divide_by=divide_by, target_norm="none"), torch.randn(3, 12, 4, 4, requires_grad=True)
+    nothing = torch.zeros(3, 16, dtype=torch.bool)
+    assert torch.equal(me.draw(3, batch_of(3).generator), nothing)
+    squares = (rebuilt(me, grid, nothing) - grid.flatten(2).transpose(1, 2)).square()
+    seen = me.loss(None, grid, batch_of(3))
+    assert seen["loss"].item() == pytest.approx(squares.mean().item(), rel=1e-5)
+    assert float(seen["mask_ratio"]) == 0
+    seen["loss"].backward()
+    assert grid.grad is not None and (grid.grad.flatten(2).abs().sum(1) > 0).all()
+
+
+def test_the_smallest_ratio_above_0_hides_one_cell() -> None:
+    assert task(grid_shape=(8, 8), ratio=0.001).masked_cells == 1
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_a_frozen_decoder_is_not_trained_and_still_teaches_the_grid(projection: bool) -> None:
+    me, grid = task(decoder="frozen", projection=projection), torch.randn(3, 12, 4, 4, requires_grad=True)
+    assert parameter_groups([me], 0.1) == []
+    me.loss(None, grid, batch_of(3))["loss"].backward()
+    assert grid.grad is not None and grid.grad.abs().sum() > 0
+    same = task(projection=projection).loss(None, grid, batch_of(3))["loss"]  # it begins as the trained one does
+    assert torch.equal(me.loss(None, grid, batch_of(3))["loss"], same)
+
+
+def follower(**overrides: Any) -> tuple[Encoder, MaskedEmbedding]:
+    torch.manual_seed(0)
+    encoder = build("toy", 32, 10, [0.5] * 3, [0.25] * 3)
+    settings = {"target": "ema", "target_norm": "none", "depth": 1, "heads": 4} | overrides
+    return encoder, MaskedEmbedding(encoder, resolve(AUXILIARY, "masked_embedding", settings))
+
+
+def seen_by(encoder: Encoder, me: MaskedEmbedding, seed: int = 0) -> Tensor:
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    batch = Batch([images], torch.zeros(4, dtype=torch.int64), torch.arange(4), step_generator(seed, 0, 0, "loss"))
+    return me.loss(encoder, encoder(images).grid, batch)["loss"]
+
+
+def nudge(encoder: Encoder) -> None:
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+
+
+def test_the_copy_follows_by_the_momentum() -> None:
+    encoder, me = follower(momentum=0.75)
+    before = [p.detach().double() for p in me.target.parameters()]
+    nudge(encoder)
+    me.after_step(encoder, 0.5)
+    for old, new, own in zip(before, me.target.parameters(), encoder.parameters(), strict=True):
+        torch.testing.assert_close(new.double(), 0.75 * old + 0.25 * own.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_copy_without_inertia_is_the_detached_target_and_one_that_never_moves_is_not() -> None:
+    losses = {}
+    for target, momentum in (("detached", 0.0), ("ema", 0.0), ("ema", 1.0)):
+        encoder, me = follower(target=target, momentum=momentum)
+        encoder.model.stages[0][1].running_mean.fill_(0.3)  # of a frozen stem: pretrained statistics
+        if target == "ema":
+            me.target.load_state_dict(encoder.state_dict())
+        nudge(encoder)
+        me.after_step(encoder, 0.5)
+        encoder.train()
+        encoder.model.stages[0].eval()
+        losses[target, momentum] = seen_by(encoder, me).item()
+    assert losses["ema", 0.0] == losses["detached", 0.0]
+    assert losses["ema", 1.0] != losses["detached", 0.0]
+
+
+def test_the_copy_is_not_trained_and_is_there_only_when_asked_for() -> None:
+    encoder, me = follower()
+    seen_by(encoder, me).backward()
+    assert all(p.grad is None for p in me.target.parameters())
+    trained = {id(p) for group in parameter_groups([encoder, me], 0.1) for p in group["params"]}
+    assert not trained & {id(p) for p in me.target.parameters()}
+    assert all(p.grad is not None for p in encoder.model.stages.parameters())
+    assert not any(name.startswith("target") for name in follower(target="detached")[1].state_dict())
+
+
+def test_a_run_that_follows_resumes_to_the_bit() -> None:
+    def go_on(encoder: Encoder, me: MaskedEmbedding, search: torch.optim.Optimizer, steps: range) -> list[Tensor]:
+        losses = []
+        for step in steps:
+            losses.append(seen_by(encoder, me, seed=step))
+            search.zero_grad()
+            losses[-1].backward()
+            search.step()
+            me.after_step(encoder, (step + 1) / 6)
+        return losses
+
+    def fresh() -> tuple[Encoder, MaskedEmbedding, torch.optim.Optimizer]:
+        encoder, me = follower(momentum=0.9)
+        return encoder, me, torch.optim.Adam([*encoder.parameters(), *me.parameters()], lr=1e-2)
+
+    whole, broken, resumed = fresh(), fresh(), fresh()
+    expected = go_on(*whole, range(6))
+    go_on(*broken, range(3))
+    nudge(resumed[0])  # whatever it began with is overwritten
+    for part, state in zip(resumed, broken, strict=True):
+        part.load_state_dict(state.state_dict())
+    assert all(map(torch.equal, go_on(*resumed, range(3, 6)), expected[3:]))
 
 
 def test_heads_that_do_not_divide_are_refused_with_those_that_do() -> None:

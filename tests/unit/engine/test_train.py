@@ -52,7 +52,10 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize(("objective", "auxiliaries"), [("byol", ()), ("supervised", ("drloc", "masked_embedding"))])
+@pytest.mark.parametrize(
+    ("objective", "auxiliaries"),
+    [("byol", ()), ("supervised", ("drloc", "masked_embedding")), ("supervised", ("jigsaw", "masked_image"))],
+)
 def test_a_run_stopped_at_every_step_ends_where_an_undisturbed_one_does(packed, tmp_path, objective, auxiliaries):
     calm = task(packed, objective, auxiliaries=auxiliaries)
     outcome = train(calm, tmp_path / "calm", ENGINE, say=lambda text: None)
@@ -70,6 +73,19 @@ def test_a_run_stopped_at_every_step_ends_where_an_undisturbed_one_does(packed, 
     assert stops == 11 and outcome.attempts == 12
     assert same(weights(calm), weights(disturbed))
     assert (tmp_path / "calm" / "metrics.jsonl").read_bytes() == (tmp_path / "disturbed" / "metrics.jsonl").read_bytes()
+
+
+def test_changed_images_teach_by_their_gradient_alone(packed, tmp_path):
+    """Without weight, tasks with a forward of their own leave no trace: not in batch norm's statistics either."""
+    ended = {}
+    for weight, names in ((0.0, ()), (0.0, ("jigsaw", "masked_image")), (0.1, ("jigsaw", "masked_image"))):
+        t = task(packed, "supervised", auxiliaries=names)
+        for auxiliary in t.auxiliaries.values():
+            auxiliary.settings["weight"] = weight
+        train(t, tmp_path / f"{weight}{len(names)}", ENGINE, say=lambda text: None)
+        ended[weight, names] = weights(t)
+    plain, unweighted, taught = ended.values()
+    assert same(plain, unweighted) and not same(plain, taught)
 
 
 def test_metrics_after_the_checkpoint_are_cut_on_resume(packed, tmp_path):

@@ -8,12 +8,14 @@ import torch
 from sandglass.backbones.grid import build
 from sandglass.data.loader import Batch, step_generator
 from sandglass.errors import Problem
-from sandglass.objectives.masked_image import MaskedImage, hidden_of, over_pixels
+from sandglass.objectives._masking import hidden_of, over_pixels
+from sandglass.objectives.masked_image import MaskedImage
 
 SIMMIM = {"form": "simmim", "ratio": 0.6, "mask_patch": 0}
 DROP = {"form": "drop", "ratio": 0.75, "mask_patch": 0}
 HIERA = {"embed_dim": 16, "stages": (1, 1, 1), "mask_unit_size": (4, 4), "mask_unit_attn": (True, True, False)}
 HIERA |= {"patch_kernel": (3, 3), "patch_stride": (2, 2), "patch_padding": (1, 1)}
+NARROW = {"embed_dim": 24, "depth": 1, "num_heads": 2}
 CASES = [
     ("toy", {}, SIMMIM),
     ("toy", {}, SIMMIM | {"mask_patch": 4}),  # patches smaller than a cell
@@ -43,8 +45,8 @@ def test_the_encoder_cannot_see_what_is_hidden(name, arguments, settings):
     encoder, objective = made(name, arguments, settings)
     view = torch.rand(3, 3, 32, 32)
     first = objective.features(encoder, batch_of(view))[0].pooled
-    where = over_pixels(objective.hidden, objective.patch)
-    assert objective.hidden.sum(1).tolist() == [objective.count] * 3
+    where = over_pixels(objective.hidden, 32)
+    assert objective.hidden.sum(1).tolist() == [objective.hiding.count] * 3
     other = torch.rand(3, 3, 32, 32)
     assert torch.equal(objective.features(encoder, batch_of(torch.where(where, other, view)))[0].pooled, first)
     changed = objective.features(encoder, batch_of(torch.where(where, view, other)))[0].pooled
@@ -56,7 +58,7 @@ def test_the_loss_is_of_hidden_pixels_alone_and_everything_learns(name, argument
     encoder, objective = made(name, arguments, settings)
     view, other = torch.rand(3, 3, 32, 32), torch.rand(3, 3, 32, 32)
     features = objective.features(encoder, batch_of(view))
-    where = over_pixels(objective.hidden, objective.patch)
+    where = over_pixels(objective.hidden, 32)
     loss = objective.loss(encoder, features, batch_of(view))["loss"]
     assert torch.equal(loss, objective.loss(encoder, features, batch_of(torch.where(where, view, other)))["loss"])
     assert (
@@ -125,7 +127,7 @@ def test_painting_nothing_costs_what_the_target_is():
 @pytest.mark.parametrize(("name", "arguments", "settings"), [case for case in CASES if case[2]["form"] == "drop"])
 def test_with_nothing_hidden_the_visible_cells_are_the_whole_grid(name, arguments, settings):
     encoder, objective = made(name, arguments, settings)
-    view, nothing = torch.rand(2, 3, 32, 32), torch.zeros(2, objective.patches, dtype=torch.bool)
+    view, nothing = torch.rand(2, 3, 32, 32), torch.zeros(2, objective.hiding.patches, dtype=torch.bool)
     cells = objective.way.see(encoder, view, nothing).grid[..., 0]
     at = objective.way.seen(nothing)
     assert torch.allclose(encoder(view).grid.flatten(2).gather(2, at[:, None].expand_as(cells)), cells, atol=1e-5)
@@ -136,7 +138,7 @@ def test_visible_cells_are_put_where_they_were(name, arguments, settings):
     encoder, objective = made(name, arguments, settings)
     objective.features(encoder, batch_of(torch.rand(4, 3, 32, 32)))
     side = objective.way.side
-    hidden = over_pixels(objective.hidden, objective.patch)[:, 0, :: 32 // side, :: 32 // side].flatten(1)
+    hidden = over_pixels(objective.hidden, 32)[:, 0, :: 32 // side, :: 32 // side].flatten(1)
     for b, cells in enumerate(objective.way.seen(objective.hidden)):
         assert sorted(cells.tolist()) == (~hidden[b]).nonzero().flatten().tolist()
 
@@ -197,6 +199,8 @@ def test_a_constant_encoder_is_noticed_and_a_fresh_one_is_not():
     [
         ("toy", {}, DROP, "T-161", "form: simmim"),
         ("hourglass_tiny", {}, DROP, "T-161", "form: simmim"),
+        ("t2t312", NARROW, DROP, "T-161", "objectives.masked_image.form: simmim"),  # a ViT whose patches overlap
+        ("sl_vit312", NARROW, DROP, "T-161", "form: simmim"),
         ("toy", {}, SIMMIM | {"mask_patch": 6}, "T-163", "mask_patch: 2 or 4 or 8"),
         ("resnet18", {}, SIMMIM, "T-163", "mask_patch: 4 or 8 or 16"),  # its grid is one cell
         ("vit_tiny_flat", {}, DROP | {"mask_patch": 2}, "T-163", "mask_patch: 4 or 8"),

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from sandglass.report import published
-from sandglass.report.beside import METHODS, POLICIES, answers, beside, csv, tables
+from sandglass.report.blog import METHODS, POLICIES, answers, beside, csv, tables
 from sandglass.report.collect import collect
 from sandglass.report.page import write
 
