@@ -120,19 +120,22 @@ def _main(
 
 def _cells(one: Experiment, epsilon: float | None, found: dict[str, Seen]) -> list[str]:
     """Each of METRICS: the mean and deviation, and below them the interval, over images where there is one seed."""
-    cells = []
-    for metric in METRICS:
-        values = list(one.values(metric, epsilon))
-        lines = [words.percent(values)] if values else ["–"]
-        if metric in ("clean_top1", "robust_top1"):
-            lines += [words.interval(values, one.images(metric))] * bool(values)
-        elif len(values) > 1:
-            over = summarise(values)
-            lines.append(words.between(over.low if metric == "drop" else max(over.low, 0), over.high))
-        elif values and epsilon is not None and (own := found.get(one.runs[0])):
-            lines.append(f"{words.between(*own.interval(metric, epsilon))} *")
-        cells.append("\n".join(lines))
-    return cells
+    return [_cell(one, metric, epsilon, found) for metric in METRICS]
+
+
+def _cell(one: Experiment, metric: str, epsilon: float | None, found: dict[str, Seen]) -> str:
+    by_seed, interval = one.values(metric, epsilon), ""
+    values = list(by_seed)
+    if not values:
+        return "–"
+    if metric in ("clean_top1", "robust_top1"):
+        interval = words.interval(values, one.images(metric))
+    elif len(values) > 1:
+        over = summarise(values)
+        interval = words.between(over.low if metric == "drop" else max(over.low, 0), over.high)
+    elif epsilon is not None and (own := found.get(one.rows[one.rows["seed"] == by_seed.index[0]]["run"].iloc[0])):
+        interval = f"{words.between(*own.interval(metric, epsilon))} *"
+    return f"{words.percent(values)}\n{interval}".rstrip()
 
 
 def _by_epsilon(some: list[Experiment], columns: list[str], seeds: int) -> Table:

@@ -218,3 +218,17 @@ def test_one_seed_has_an_interval_over_its_images(empty_study: Any) -> None:
     assert (low + 1, high + 1) == pytest.approx(one.interval("retention", 1.0))  # clean is 1
     assert (low, high) == pytest.approx((share - 1 - 1.96 * error, share - 1 + 1.96 * error), abs=0.004)
     assert re.search(r"−\d+\.\d – −\d+\.\d \*", page_of(empty_study))
+
+
+def test_the_interval_is_of_the_seed_that_has_the_number(empty_study: Any) -> None:
+    attacked(empty_study, "pgd", 0, "none", "1" * 8, {2.0: "10101010"})  # nothing at 1/255
+    key = attacked(empty_study, "pgd", 1, "none", "1" * 8, {1.0: "10000000"})
+    low, high = read(empty_study)[1][key.partition("/")[2]].interval("drop", 1.0)
+    told = f"−87.5 {100 * low:.1f} – {100 * high:.1f} *".replace("-", "−")
+    assert -1 <= low < -0.875 < high < 0 and told in page_of(empty_study)
+
+
+def test_a_run_that_tells_no_clean_accuracy_still_has_its_row(empty_study: Any) -> None:
+    rows = [{"metric": "robust_top1", "value": 0.25, "split": "test", "n": 8, "epsilon": 1.0}]
+    empty_study.add("attack", "fgsm", 0, {"data set": "d", "backbone": "b", "attack": "fgsm"}, rows)
+    assert re.search(r"1 of 3 – 25\.0 \d+\.\d – \d+\.\d \* – –", page_of(empty_study))
