@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from sandglass.report import words
 from sandglass.report.experiments import Experiment, against, compared, strength
 from sandglass.report.robustness import ATTACKS
-from sandglass.report.statistics import ALPHA
+from sandglass.report.statistics import ALPHA, holm
 
 Told = tuple[str, str]  # about what, and what
 
@@ -49,12 +49,12 @@ def _auxiliaries(some: list[Experiment]) -> Iterator[Told]:
         return
     low, high = (words.signed(end(test.difference for test in tests)) for end in (min, max))
     change = f"{low} points" if low == high else f"between {low} and {high} points"
-    n, count = words.counts([test.n[0] for test in tests]), len(tests)
-    if any(test.can_decide for test in tests):
-        decided = sum(test.p <= ALPHA for test in tests)
-        verdict = f"{decided} of {count} comparisons ({n}) have p ≤ {ALPHA}, exact, not corrected for their number"
+    family = f" after Holm's correction for {len(tests)} comparisons" if len(tests) > 1 else ""
+    if min(holm([test.smallest for test in tests])) <= ALPHA:
+        decided = sum(p <= ALPHA for p in holm([test.p for test in tests])) or "none"
+        verdict = f"p ≤ {ALPHA} in {decided}{family} ({words.counts([test.n[0] for test in tests])}, exact)"
     else:
-        verdict = f"{n} is too few to decide {'any of the ' if count > 1 else 'the '}{words.times(count, 'comparison')}"
+        verdict = f"such a difference {words.too_few(max(tests, key=lambda test: test.n))}{family}"
     yield "Auxiliary tasks", f"{change} against training without them; {verdict}."
 
 

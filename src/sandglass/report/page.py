@@ -147,7 +147,7 @@ class _Page:
         return section
 
     def robustness(self) -> Section:
-        return robustness(self.stages.get("attack", []), len(self.study.get("seeds") or []))
+        return robustness(self.stages.get("attack", []), len(self.study.get("seeds") or []), self.runs, self.results)
 
     def published(self) -> Section:
         """The numbers that the study answers: as printed with their protocols, and ours beside theirs."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,8 +29,9 @@ from sandglass.report.experiments import (
     telling,
     test_size,
 )
+from sandglass.report.images import Seen, disagreements, seen, worst_cases
 from sandglass.report.parts import Section, Table
-from sandglass.report.statistics import Comparison
+from sandglass.report.statistics import Comparison, summarise
 
 ATTACKS = {
     "fgsm": "FGSM",
@@ -46,6 +49,10 @@ THREAT = (
     "length of ε (l-2), in 1/255 of the pixel range. The model does not change while it is attacked, runs in float32 "
     "and is judged by its first answer. Accuracy under one attack is an upper bound of what a stronger one leaves."
 )
+WORST = (
+    "Worst of several attacks: an image counts only if the model is right on it as it is and after each of them. No "
+    "other number on this page is as near to what a strong attacker leaves, and it is still an upper bound."
+)
 CORRUPTED = (
     "Common corruptions have no adversary. They are computed here, the same images for every model; they are not the "
     "published set, and their numbers may not be set beside those of other papers."
@@ -54,24 +61,30 @@ METRICS = ("clean_top1", "robust_top1", "drop", "retention")
 HEAD = ["clean, %", "robust, %", "drop, points", "retention, %"]
 
 
-def robustness(some: list[Experiment], seeds: int) -> Section:
-    """The section, from the experiments of the attack stage; `seeds` were asked for."""
+def robustness(some: list[Experiment], seeds: int, runs: list[dict[str, Any]], results: Path) -> Section:
+    """The section, from the experiments of the attack stage and their finished `runs`; `seeds` were asked for."""
     section = Section("robustness", "Robustness")
     swept = [one for one in some if one.epsilons()]
+    found = seen(swept, runs, results)
+    worst = worst_cases(swept, found)
+    swept += worst
     for norm, where in (("l-inf", ""), ("l-2", " in l-2")):
         these = [one for one in swept if one.ids["attack"].endswith("_l2") == (norm == "l-2")]
         epsilon = strength(these)
         if epsilon is not None:
-            section.text = [THREAT]
-            columns = telling(these)
-            section.tables.append(_main(these, columns, epsilon, f"Accuracy at ε = {epsilon:g}/255{where}.", seeds))
-            section.tables += [_by_epsilon(these, columns, seeds), _all_strengths(these, columns, where, seeds)]
+            section.text = [THREAT, *([WORST] if worst else [])]
+            columns, caption = telling(these), f"Accuracy at ε = {epsilon:g}/255{where}."
+            section.tables.append(_main(these, columns, epsilon, caption, seeds, found))
+            section.tables += [_by_epsilon(these, columns, seeds), _all_strengths(these, columns, where, seeds, found)]
+            nearest = [one for one in these if one in worst and epsilon in one.epsilons()] or these
+            if paired := disagreements(nearest, found, epsilon, where):
+                section.tables.append(paired)
     corrupted = [one for one in some if one.ids["attack"] == "corruptions"]
     if corrupted:
         section.text.append(CORRUPTED)
         columns = telling(corrupted)
         caption = "Mean accuracy over fifteen common corruptions at five levels."
-        section.tables += [_main(corrupted, columns, None, caption, seeds), _each_corruption(corrupted, columns)]
+        section.tables += [_main(corrupted, columns, None, caption, seeds, {}), _each_corruption(corrupted, columns)]
     section.tables += _masking([one for one in some if one.ids["attack"] == "masking"], seeds)
     for panel, lines in panels(swept, ("auxiliary",)):
         curves = {name: curve for name, one in lines if (curve := epsilon_curve(one))}
@@ -80,7 +93,14 @@ def robustness(some: list[Experiment], seeds: int) -> Section:
     return section
 
 
-def _main(some: list[Experiment], columns: list[str], epsilon: float | None, caption: str, seeds: int) -> Table:
+def _main(
+    some: list[Experiment],
+    columns: list[str],
+    epsilon: float | None,
+    caption: str,
+    seeds: int,
+    found: dict[str, Seen],
+) -> Table:
     """Clean, robust, drop and retention, and what auxiliary tasks change."""
     base, tests, rows = against(some, "auxiliary", "none"), list[Comparison](), []
     for one in some:
@@ -88,17 +108,34 @@ def _main(some: list[Experiment], columns: list[str], epsilon: float | None, cap
         if len(robust):
             test = compared(one, base[one], "robust_top1", epsilon, paired=True) if one in base else None
             tests += [test] if test else []
-            cells = [*_cells(one, epsilon), *([words.cell(test)] if base else [])]
+            cells = [*_cells(one, epsilon, found), *([words.cell(test)] if base else [])]
             rows.append([*names(one, columns), words.of(len(robust), seeds), *cells])
     head = [*columns, "n", *HEAD, *(["robust against none"] if base else [])]
     notes = [*_doubts(some), *words.limits(tests), *test_size(some, "clean_top1")]
-    text = f"{caption} {words.sentence(common(some, columns))}"
+    if any(len(one.values("robust_top1", epsilon)) == 1 for one in some):
+        notes.append("* One seed: the interval is of the test images alone, Wilson's, or bootstrapped.")
+    text = f"{caption} Mean ± deviation, and the 95 % interval. {words.sentence(common(some, columns))}"
     return Table(head, len(columns), rows, text, notes=notes)
 
 
-def _cells(one: Experiment, epsilon: float | None) -> list[str]:
-    found = [one.values(metric, epsilon) for metric in METRICS]
-    return [words.percent(list(values)) if len(values) else "–" for values in found]
+def _cells(one: Experiment, epsilon: float | None, found: dict[str, Seen]) -> list[str]:
+    """Each of METRICS: the mean and deviation, and below them the interval, over images where there is one seed."""
+    return [_cell(one, metric, epsilon, found) for metric in METRICS]
+
+
+def _cell(one: Experiment, metric: str, epsilon: float | None, found: dict[str, Seen]) -> str:
+    by_seed, interval = one.values(metric, epsilon), ""
+    values = list(by_seed)
+    if not values:
+        return "–"
+    if metric in ("clean_top1", "robust_top1"):
+        interval = words.interval(values, one.images(metric))
+    elif len(values) > 1:
+        over = summarise(values)
+        interval = words.between(over.low if metric == "drop" else max(over.low, 0), over.high)
+    elif epsilon is not None and (own := found.get(one.rows[one.rows["seed"] == by_seed.index[0]]["run"].iloc[0])):
+        interval = f"{words.between(*own.interval(metric, epsilon))} *"
+    return f"{words.percent(values)}\n{interval}".rstrip()
 
 
 def _by_epsilon(some: list[Experiment], columns: list[str], seeds: int) -> Table:
@@ -112,9 +149,9 @@ def _by_epsilon(some: list[Experiment], columns: list[str], seeds: int) -> Table
     return Table(head, len(columns), rows, "Accuracy in %, by ε in 1/255 of the pixel range.")
 
 
-def _all_strengths(some: list[Experiment], columns: list[str], where: str, seeds: int) -> Table:
+def _all_strengths(some: list[Experiment], columns: list[str], where: str, seeds: int, found: dict[str, Seen]) -> Table:
     rows = [
-        [*names(one, columns), f"{e:g}", words.of(len(one.values("robust_top1", e)), seeds), *_cells(one, e)]
+        [*names(one, columns), f"{e:g}", words.of(len(one.values("robust_top1", e)), seeds), *_cells(one, e, found)]
         for one in some
         for e in one.epsilons()
     ]

@@ -172,7 +172,8 @@ def bootstrap(units: np.ndarray, of: Callable[[np.ndarray], np.ndarray], seed: i
     if n == 1:
         return math.nan, math.nan
     rows, counts = np.unique(units.astype(np.float64), axis=0, return_counts=True)  # n draws of rows: a multinomial
-    drawn = of(np.random.default_rng(seed).multinomial(n, counts / n, DRAWS) @ rows / n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = of(np.random.default_rng(seed).multinomial(n, counts / n, DRAWS) @ rows / n)
     drawn = drawn[np.isfinite(drawn)]
     total = counts @ rows
     estimate = of(total[None] / n)[0]

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from sandglass.report.statistics import ALPHA, Comparison, Summary, smallest_p, summarise, wilson
+from sandglass.report.statistics import ALPHA, Comparison, Summary, holm, smallest_p, summarise, wilson
 
 _GLUE = re.compile(r"(?<=\b[np]) (?==)|(?<=[=±]) (?=\d)|(?<=\d) (?=[±%])")
 
@@ -32,6 +32,11 @@ def interval(values: Sequence[float], images: int) -> str:
     else:
         return "–"
     return f"{100 * max(low, 0):.1f} – {100 * min(high, 1):.1f}{mark}"
+
+
+def between(low: float, high: float) -> str:
+    """An interval of what may be below 0, in percent or points."""
+    return f"{100 * low:.1f} – {100 * high:.1f}".replace("-", "−")
 
 
 def number(s: Summary) -> str:
@@ -62,30 +67,36 @@ def cell(c: Comparison | None) -> str:
 def verdict(c: Comparison) -> str:
     """A comparison in a sentence."""
     text = f"exact p = {probability(c.p)}"
-    if c.can_decide:
-        return text
+    return text if c.can_decide else f"{text}: {too_few(c)}, where no p is below {probability(c.smallest)}"
+
+
+def too_few(c: Comparison) -> str:
+    """What is true of a comparison that cannot decide, whatever its numbers."""
     n = f"n = {c.n[0]}" if c.n[0] == c.n[1] else f"n = {c.n[0]} and {c.n[1]}"
-    n = times(c.n[0], "pair") if c.paired else n
-    if math.isclose(c.p, c.smallest):
-        return f"{text}, the smallest that {n} can show"
-    return f"{text}, and {n} cannot show less than {probability(c.smallest)}"
+    return f"cannot be significant with {n}{' pairs' if c.paired else ''}"
 
 
 def limits(used: list[Comparison]) -> list[str]:
     """What the p values of a table can and cannot mean, once for the table."""
     if not used:
         return []
-    paired, count = used[0].paired, times(len(used), "comparison")
-    kind = "within pairs of one seed" if paired else "between groups of seeds"
-    notes = [f"p: exact two-sided permutation test {kind}, not corrected for {count}."]
-    enough = next(n for n in range(2, 99) if smallest_p(n, n, paired) <= ALPHA)
-    for n in sorted({c.n for c in used if not c.can_decide}):
-        have = f"{n[0]} pairs" if paired else f"{n[0]} against {n[1]} seeds"
-        need = f"{enough} pairs" if paired else f"{enough} against {enough}"
-        notes.append(
-            f"With {have} p cannot be below {probability(smallest_p(*n, paired))}: such a difference cannot be "
-            f"significant, whatever its size. It takes {need}."
-        )
+    paired, count, told = used[0].paired, times(len(used), "comparison"), set()
+    notes = [
+        f"p: exact two-sided permutation test {'within pairs of one seed' if paired else 'between groups of seeds'}."
+    ]
+    if len(used) > 1:
+        decided = sum(p <= ALPHA for p in holm([c.p for c in used]))
+        notes[0] += f" After Holm's correction for {count}, p ≤ {ALPHA} in {decided or 'none'}."
+    for c, corrected in zip(used, holm([c.smallest for c in used]), strict=True):
+        if corrected > ALPHA and c.n not in told:
+            told.add(c.n)
+            alone = not c.can_decide
+            least, family, what = (c.smallest, 1, "A") if alone else (corrected, len(used), f"Corrected for {count}, a")
+            enough = next(n for n in range(2, 99) if family * smallest_p(n, n, paired) <= ALPHA)
+            notes.append(
+                f"{what} difference {too_few(c)}, whatever its size: its p is {probability(least)} or more. "
+                f"It takes n = {enough}."
+            )
     return notes
 
 

@@ -84,13 +84,14 @@ def test_the_finding_is_in_the_numbers(page: tuple[Path, Parsed], study: Any) ->
     difference = 100 * (ours.mean() - theirs.mean())
     assert (
         f"Linear probe: pretrained {told(ours)} % (n = 3) against random weights {told(theirs)} % (n = 3); "
-        f"difference {difference:+.1f} points, exact p = 0.10, the smallest that n = 3 can show."
+        f"difference {difference:+.1f} points, exact p = 0.10: cannot be significant with n = 3, "
+        "where no p is below 0.10."
     ) in text
     assert (
         "Finetuned with 10 % of the labels: pretrained" in text
-        and "p = 0.25, the smallest that 3 pairs can show" in text
+        and "p = 0.25: cannot be significant with n = 3 pairs, where no p is below 0.25" in text
     )
-    assert "n = 3 is too few to decide any of the 6 comparisons" in text
+    assert "such a difference cannot be significant with n = 3 pairs after Holm's correction for 6 comparisons" in text
     assert "FGSM at ε = 1/255: accuracy falls from" in text
 
 
@@ -107,9 +108,15 @@ def test_tables_hold_every_experiment_with_its_n(page: tuple[Path, Parsed], stud
 
 def test_each_table_says_how_it_was_tested(page: tuple[Path, Parsed]) -> None:
     text = page[1].text
-    assert text.count("permutation test between groups of seeds, not corrected for 2 comparisons") == 1  # probes
-    assert text.count("permutation test within pairs of one seed, not corrected for 10 comparisons") == 1  # finetuned
-    assert text.count("permutation test within pairs of one seed, not corrected for 6 comparisons") == 1  # attacked
+    assert (
+        text.count("permutation test between groups of seeds. After Holm's correction for 2 comparisons") == 1
+    )  # probes
+    assert (
+        text.count("permutation test within pairs of one seed. After Holm's correction for 10 comparisons") == 1
+    )  # finetuned
+    assert (
+        text.count("permutation test within pairs of one seed. After Holm's correction for 6 comparisons") == 1
+    )  # attacked
 
 
 def test_everything_of_the_study_has_a_place(page: tuple[Path, Parsed]) -> None:

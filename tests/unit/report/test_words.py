@@ -41,19 +41,31 @@ def test_signs_and_probabilities() -> None:
 
 
 def test_verdicts_say_what_n_can_show() -> None:
-    assert words.verdict(compare([3, 4, 5], [0, 1, 2])) == "exact p = 0.10, the smallest that n = 3 can show"
-    assert words.verdict(compare([0, 4, 5], [3, 1, 2])).endswith(", and n = 3 cannot show less than 0.10")
-    assert words.verdict(compare([3, 4, 5], [0, 1, 2], paired=True)).endswith("the smallest that 3 pairs can show")
+    end = ": cannot be significant with n = 3, where no p is below 0.10"
+    assert words.verdict(compare([3, 4, 5], [0, 1, 2])) == f"exact p = 0.10{end}"
+    assert words.verdict(compare([0, 4, 5], [3, 1, 2])).endswith(end)
+    assert "significant with n = 3 pairs, " in words.verdict(compare([3, 4, 5], [0, 1, 2], paired=True))
+    assert "significant with n = 2 and 3, " in words.verdict(compare([3, 4], [0, 1, 2]))
     assert words.verdict(compare([5, 6, 7, 8, 9], [0, 1, 2, 3, 4])) == "exact p = 0.008"
 
 
 def test_limits_are_told_once_for_each_size() -> None:
     few, many = compare([1, 2, 3], [0, 0, 0], paired=True), compare(range(1, 7), [0] * 6, paired=True)
-    assert words.limits([]) == [] and len(words.limits([many, many])) == 1
-    notes = words.limits([few, few, many])
-    assert len(notes) == 2 and "3 comparisons" in notes[0]
-    assert "With 3 pairs p cannot be below 0.25" in notes[1] and notes[1].endswith("It takes 6 pairs.")
-    assert words.limits([compare([1, 2, 3], [0, 0, 0])])[1].endswith("It takes 4 against 4.")
+    assert words.limits([]) == [] and len(words.limits([many])) == 1
+    notes = words.limits([few, few, many])  # corrected: 3 * 0.03125, which is above 0.05, and 2 * 0.25
+    assert len(notes) == 3 and "p ≤ 0.05 in none" in notes[0] and "3 comparisons" in notes[0]
+    assert "A difference cannot be significant with n = 3 pairs, whatever its size: its p is 0.25 or more." in notes[1]
+    assert notes[1].endswith("It takes n = 6.") and notes[2].endswith("It takes n = 7.")  # 3 * 2 / 2^7
+    assert "Corrected for 3 comparisons, a difference cannot be significant with n = 6 pairs" in notes[2]
+    assert words.limits([compare([1, 2, 3], [0, 0, 0])])[1].endswith("It takes n = 4.")
+
+
+def test_what_can_decide_has_no_limit() -> None:
+    sure = compare(range(1, 8), [0] * 7, paired=True)  # 2 / 2^7, twice still below 0.05
+    assert words.limits([sure, sure]) == [
+        "p: exact two-sided permutation test within pairs of one seed. "
+        "After Holm's correction for 2 comparisons, p ≤ 0.05 in 2."
+    ]
 
 
 def test_test_size_is_wilsons() -> None:
