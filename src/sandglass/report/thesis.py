@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from sandglass.report import published, words
 from sandglass.report.parts import Table
-from sandglass.report.statistics import ALPHA, Comparison, compare, holm, smallest_p, summarise
+from sandglass.report.statistics import Comparison, compare, holm, summarise
 
 MODELS = {"resnet312": "ResNet", "vit312": "ViT", "t2t312": "T2T", "cvt312": "CvT"}
 SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # by name, else by format
@@ -285,33 +285,11 @@ def _notes(rows: pd.DataFrame, shared: set[str]) -> Iterator[str]:
         "what another seed would have changed is unknown and comes on top."
     )
     tests = [test for test in rows["against base"] if test is not None]
-    if tests:
-        yield from _limits(tests)
+    if tests:  # as groups: five pairs cannot reach 0.05, five against five can
+        yield from words.limits(tests)
+        yield "Runs of one seed share the order of their images, which makes a test between groups cautious."
     if (rows["n"] == 1).any():
         yield "* One seed: the interval is Wilson's, of the test images alone."
-
-
-def _limits(tests: Sequence[Comparison]) -> Iterator[str]:
-    """What the p values can say. Groups, not pairs: five pairs cannot reach 0.05, five against five can."""
-    count = len(tests)
-    yield (
-        "p: exact two-sided permutation test of our seeds against those of cross-entropy alone, as two groups (what "
-        "runs of one seed share makes it cautious); "
-        f"Holm: corrected for {words.times(count, 'comparison')} of the table."
-    )
-    for n in sorted({test.n for test in tests}):
-        have, least = f"{n[0]} against {n[1]} seeds", smallest_p(*n)
-        if least > ALPHA:
-            yield (
-                f"With {have} p cannot be below {words.probability(least)}: no change can be significant, whatever its "
-                "size."
-            )
-        elif least * count > ALPHA:
-            enough = next(k for k in range(2, 99) if smallest_p(k, k) * count <= ALPHA)
-            yield (
-                f"With {have} the smallest corrected p is {words.probability(min(1.0, least * count))}: no single "
-                f"change can be significant after correction. It takes {enough} against {enough}."
-            )
 
 
 def csv(rows: pd.DataFrame) -> pd.DataFrame:
