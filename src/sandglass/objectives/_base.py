@@ -75,8 +75,8 @@ class Objective(nn.Module, ABC):
         raise NotImplementedError
 
     def monitor(self, features: list[Features], batch: Batch) -> dict[str, Tensor]:
-        """Collapse monitors of the pooled features (B, C) of the first view."""
-        return collapse(features[0].pooled)
+        """Collapse monitors of the pooled features (B, C) of the first view, and the size of its grid's entries."""
+        return collapse(features[0].pooled) | {"grid_rms": features[0].grid.detach().float().square().mean().sqrt()}
 
     def watch(self, rows: Tensor) -> None:
         """Called in `loss` with the rows (B, D) that it compares, which must not all become the same."""
