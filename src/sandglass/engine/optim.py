@@ -1,4 +1,7 @@
-"""Optimisers and parameter groups. Weight decay never touches norms, biases, positions, tokens or tables."""
+"""Optimisers and parameter groups. Weight decay never touches norms, biases, positions, tokens or tables.
+
+No step asks a tensor for its value, so that a GPU is never waited for.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +63,40 @@ def _declared(module: nn.Module) -> set[str]:
     return names
 
 
+class LARS(torch.optim.Optimizer):
+    """SGD whose decayed parameters are scaled, each by itself, to the size of their weights (arXiv 1708.03888).
+
+        u = c |w| / (|g| + d |w|) (g + d w),    v <- m v + u,    w <- w - lr v
+
+    with the trust coefficient c and the weight decay d. Where d, |w| or |g| is 0, u = g. So it is in lightly, whose
+    optimiser asks for both norms of every parameter and has a GPU wait for each.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, trust: float = 0.001) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Without a closure, which is here for the base class's sake."""
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            updates: Any = [p.grad for p in weights]
+            if decay := group["weight_decay"]:
+                own, steep = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, updates))
+                scaled = (own != 0) & (steep != 0)
+                ratio = torch.where(scaled, group["trust"] * own / (steep + own * decay + 1e-8), 1.0)
+                pulled = torch._foreach_mul(weights, (scaled.to(own.dtype) * decay).unbind())
+                updates = torch._foreach_mul(torch._foreach_add(updates, pulled), ratio.unbind())
+            velocities = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in weights]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, updates)
+            torch._foreach_sub_(weights, torch._foreach_mul(velocities, group["lr"]))
+
+
 def build(groups: list[dict[str, Any]], name: str, lr: float, momentum: float) -> torch.optim.Optimizer:
-    """The optimiser of a name. LARS is lightly's: trust ratio only where a group has weight decay."""
+    """The optimiser of a name."""
     fused = all(p.is_cuda for group in groups for p in group["params"])
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=fused or None)
@@ -69,6 +104,4 @@ def build(groups: list[dict[str, Any]], name: str, lr: float, momentum: float) -
         return torch.optim.Adam(groups, lr=lr, fused=fused or None)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused or None)
-    from lightly.utils.lars import LARS
-
     return LARS(groups, lr=lr, momentum=momentum)

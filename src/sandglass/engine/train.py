@@ -1,5 +1,6 @@
 """The loop. Plain PyTorch, the same for pretraining and finetuning, for one process and for several that share a batch
-(distributed.py): one encoder forward per view serves the objective and every auxiliary task on the grid.
+(distributed.py). It makes batches, has steps made of them (step.py), and looks at what those leave every few steps: a
+look waits for the device.
 
 All randomness is a function of (seed, epoch, step): a run that is killed and resumed takes the same steps, to the bit.
 """
@@ -31,6 +32,7 @@ from sandglass.engine.cost import Cost
 from sandglass.engine.online import LR_PER_256, OnlineProbe
 from sandglass.engine.progress import Progress
 from sandglass.engine.schedule import learning_rate_factor
+from sandglass.engine.step import Step
 from sandglass.errors import Exit, Problem
 from sandglass.objectives._base import Objective
 from sandglass.runs import write_atomic
@@ -114,8 +116,8 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
         settings["decay"] == "everything",
     )
     optimizer = optim.build(groups, settings["optimizer"], lr, settings["momentum"])
-    trained = [p for group in groups for p in group["params"]]
     half = _half_precision(settings["precision"], device)
+    make_step = Step(task.encoder, task.objective, task.auxiliaries, optimizer, settings["clip_norm"], half)
 
     checkpoints, leads = state / "checkpoints", distributed.rank() == 0
     metrics = _Metrics(state / "metrics.jsonl") if leads else None
@@ -157,6 +159,9 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             epoch, within = divmod(step, steps_per_epoch)
             if epoch != ordered:
                 order, ordered = task.index[epoch_order(len(task.index), task.seed, epoch)], epoch
+                modules.train()
+                for module in task.frozen:
+                    module.eval()
             tick = time.monotonic()
             for group in optimizer.param_groups:
                 factor = learning_rate_factor(
@@ -165,32 +170,16 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
                 group["lr"] = lr * (1.0 if group["constant"] else factor) * group["lr_scale"]
             rows = order[within * batch_size : (within + 1) * batch_size]
             batch = _batch(task, rows, Clock(step, steps, steps_per_epoch), device)
-            modules.train()
-            for module in task.frozen:
-                module.eval()
             drops = int(torch.randint(2**62, (), generator=batch.generator))
             torch.manual_seed(drops + distributed.rank())  # drop-path and dropout
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):  # losses themselves are in float32
-                features = task.objective.features(task.encoder, batch)
-                scalars = task.objective.loss(task.encoder, features, batch)
-                total = scalars["loss"]
-                for name, auxiliary in task.auxiliaries.items():
-                    extra = auxiliary.loss(task.encoder, features[0].grid, batch)
-                    total = total + auxiliary.weight_at(step / steps) * extra["loss"]
-                    scalars |= {f"{name}/{key}": value for key, value in extra.items()}
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            whole_loss = total.detach().float().clone()
-            distributed.average([whole_loss, *(p.grad for p in trained if p.grad is not None)])
-            norm = scalars["gradient_norm"] = nn.utils.clip_grad_norm_(trained, settings["clip_norm"] or math.inf)
-            optimizer.step()
+            seen = make_step(batch)
             step += 1
             task.objective.after_step(task.encoder, step / steps)
             for auxiliary in task.auxiliaries.values():
                 auxiliary.after_step(task.encoder, step / steps)
             if task.online:
-                task.online.learn(features[0], batch.labels, LR_PER_256 * batch_size / 256 * factor)
-            unchecked.append((step, torch.stack((whole_loss, norm.detach())), batch.index))
+                task.online.learn(seen.features[0], batch.labels, LR_PER_256 * batch_size / 256 * factor)
+            unchecked.append((step, torch.stack((seen.loss, seen.scalars["gradient_norm"])), batch.index))
 
             ends_epoch = step % steps_per_epoch == 0
             due, ending, to_save = distributed.any_of(
@@ -201,8 +190,8 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             if step % engine.log_every_steps == 0 or ends_epoch or due or ending or device.type == "cpu":
                 _refuse_non_finite(unchecked, state, optimizer)
             if step % engine.log_every_steps == 0 or step in (1, steps):
-                watched = scalars | {"total": total} | task.objective.monitor(features, batch)
-                numbers = [value.detach().float().clone() for value in watched.values()]
+                watched = seen.scalars | task.objective.monitor(seen.features, batch)
+                numbers = [value.float().clone() for value in watched.values()]
                 distributed.average(numbers)
                 values = dict(zip(watched, torch.stack(numbers).tolist(), strict=True))
                 if task.online:
@@ -233,14 +222,19 @@ def _batch(task: Task, rows: Tensor, clock: Clock, device: torch.device) -> Batc
     rank, processes = distributed.rank(), distributed.processes()
     own = slice(rank * len(rows) // processes, (rank + 1) * len(rows) // processes)
     images, _ = task.split.take(rows[own])
+    images, labels = _sent(images, device), _sent(torch.from_numpy(task.split.labels[rows[own].numpy()]), device)
     sizes = torch.from_numpy(task.split.sizes[rows.numpy()])
     (name, settings), *_ = task.views.items()
     epoch, step = divmod(clock.step, clock.steps_per_epoch)
     generator = step_generator(task.seed, epoch, step, "views")
-    views, places = located_views(name, settings, images.to(device), sizes, task.size, generator, own)
-    labels = torch.from_numpy(task.split.labels[rows[own].numpy()]).to(device)
+    views, places = located_views(name, settings, images, sizes, task.size, generator, own)
     drawing = step_generator(task.seed, epoch, step, "loss")
     return Batch(views, labels, rows[own], drawing, rank, processes, clock, places)
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """To a GPU without waiting for it, which takes memory that cannot be paged out."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def _half_precision(precision: str, device: torch.device) -> bool:

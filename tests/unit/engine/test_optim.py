@@ -3,11 +3,12 @@
 import math
 
 import torch
+from lightly.utils.lars import LARS as Reference
 from torch import nn
 
 from sandglass.backbones.grid import build
+from sandglass.engine.optim import LARS, parameter_groups
 from sandglass.engine.optim import build as build_optimizer
-from sandglass.engine.optim import parameter_groups
 from sandglass.engine.schedule import learning_rate_factor
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -53,6 +54,31 @@ def test_adamw_leaves_undecayed_group_alone_at_zero_gradient():
     optimizer.step()
     assert torch.equal(net.bias, before["bias"])
     assert torch.allclose(net.weight, before["weight"] * (1 - 0.1 * 0.5))
+
+
+def test_lars_is_that_of_lightly():
+    torch.manual_seed(0)
+    shapes = [(4, 3), (5,), (2, 2), (3, 3)]
+    both = [[nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in shapes] for _ in range(2)]
+    optimizers = []
+    for own, kind in zip(both, (Reference, LARS)):
+        with torch.no_grad():
+            for p, same in zip(own, both[0]):
+                p.copy_(same)
+            own[2].zero_()  # a weight of size 0 is not scaled
+        groups = [{"params": own[:3], "weight_decay": 0.1}, {"params": own[3:], "weight_decay": 0.0}]
+        optimizers.append(kind(groups, lr=1.0, momentum=0.9))
+    for step in range(5):
+        gradients = [torch.randn(s, dtype=torch.float64) * (step != 2 or len(s) > 1) for s in shapes]  # nor a gradient
+        for own, optimizer in zip(both, optimizers):
+            for p, gradient in zip(own, gradients):
+                p.grad = gradient.clone()
+            own[3].grad = None if step == 0 else own[3].grad
+            for group in optimizer.param_groups:
+                group["lr"] = 2.0 / (step + 1)
+            optimizer.step()
+        for p, wanted in zip(both[1], both[0]):
+            torch.testing.assert_close(p, wanted, rtol=1e-12, atol=1e-14)
 
 
 def test_every_optimizer_descends():
