@@ -96,12 +96,22 @@ class LARS(torch.optim.Optimizer):
 
 
 def build(groups: list[dict[str, Any]], name: str, lr: float, momentum: float) -> torch.optim.Optimizer:
-    """The optimiser of a name."""
-    fused = all(p.is_cuda for group in groups for p in group["params"])
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=fused or None)
-    if name == "adam":
-        return torch.optim.Adam(groups, lr=lr, fused=fused or None)
+    """The optimiser of a name, whose rates `set_rates` sets: each group's own number on the device.
+
+    One fused call for all parameters, on a GPU and on a CPU: there AdamW takes a third of the time of torch's loop.
+    """
+    device = groups[0]["params"][0].device
+    for group in groups:
+        group["lr"] = torch.tensor(lr, device=device)
+    if name == "lars":
+        return LARS(groups, lr=lr, momentum=momentum)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused or None)
-    return LARS(groups, lr=lr, momentum=momentum)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    return kind(groups, lr=lr, fused=True, capturable=device.type == "cuda")
+
+
+def set_rates(optimizer: torch.optim.Optimizer, peak: float, factor: float) -> None:
+    """The learning rates at `factor` of their peak, but of those groups that keep it."""
+    for group in optimizer.param_groups:
+        group["lr"].fill_(peak * (1.0 if group["constant"] else factor) * group["lr_scale"])

@@ -106,7 +106,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     )
     if task.online:
         modules["online"] = task.online
-    lr = settings["lr_per_256"] * batch_size / 256
+    lr, warmup_steps = settings["lr_per_256"] * batch_size / 256, settings["warmup_epochs"] * steps_per_epoch
     scales = {f"model.{prefix}": factor for prefix, factor in task.lr_scales.items()}
     groups = optim.parameter_groups(
         [task.encoder, task.objective, *task.auxiliaries.values()],
@@ -125,7 +125,8 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     if entry := checkpoint.newest(checkpoints):
         saved = checkpoint.load(checkpoints, entry, device)
         modules.load_state_dict(saved["modules"])
-        optimizer.load_state_dict(saved["optimizer"])
+        groups = optimizer.state_dict()["param_groups"]  # as they are here, which may be another device
+        optimizer.load_state_dict({"state": saved["optimizer"], "param_groups": groups})
         step, cost, attempts = saved["step"], Cost(**saved["cost"]), saved["attempts"] + 1
         collapsed, seen = saved["collapsed"], entry["metrics_bytes"]
         say(f"resumed at step {step} of {steps}")
@@ -141,7 +142,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             return
         task.check()
         tick = time.monotonic()
-        whole: dict[str, Any] = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()}
+        whole: dict[str, Any] = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()["state"]}
         cost.look()
         whole |= {"step": step, "cost": vars(cost), "attempts": attempts, "collapsed": collapsed}
         checkpoint.save(checkpoints, step, whole, metrics_bytes=metrics.flush())
@@ -163,11 +164,8 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
                 for module in task.frozen:
                     module.eval()
             tick = time.monotonic()
-            for group in optimizer.param_groups:
-                factor = learning_rate_factor(
-                    step, steps, settings["warmup_epochs"] * steps_per_epoch, settings["schedule"]
-                )
-                group["lr"] = lr * (1.0 if group["constant"] else factor) * group["lr_scale"]
+            factor = learning_rate_factor(step, steps, warmup_steps, settings["schedule"])
+            optim.set_rates(optimizer, lr, factor)
             rows = order[within * batch_size : (within + 1) * batch_size]
             batch = _batch(task, rows, Clock(step, steps, steps_per_epoch), device)
             drops = int(torch.randint(2**62, (), generator=batch.generator))
