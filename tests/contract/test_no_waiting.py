@@ -52,7 +52,7 @@ def batch_of(objective, step):
 def steps_of(objective, auxiliaries=(), backbone="toy"):
     encoder, learned, step = stepping(objective, auxiliaries, backbone)
     for number in (0, 5, 10):  # a queue fills, what is frozen thaws
-        seen = step(batch_of(objective, number))
+        seen = step([batch_of(objective, number)])
         learned.after_step(encoder, number / 12)
         for task in step.auxiliaries.values():
             task.after_step(encoder, number / 12)
@@ -75,4 +75,4 @@ def test_whoever_asks_is_caught():
     whole = learned.loss
     learned.loss = lambda *given: {"loss": whole(*given)["loss"] * bool(whole(*given)["loss"] > 0)}
     with pytest.raises(RuntimeError, match="meta"):
-        step(batch_of("supervised", 0))
+        step([batch_of("supervised", 0)])

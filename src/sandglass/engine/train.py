@@ -32,7 +32,7 @@ from sandglass.engine.cost import Cost
 from sandglass.engine.online import LR_PER_256, OnlineProbe
 from sandglass.engine.progress import Progress
 from sandglass.engine.schedule import learning_rate_factor
-from sandglass.engine.step import Step
+from sandglass.engine.step import Step, checkpoint_activations, refuse_parts
 from sandglass.errors import Exit, Problem
 from sandglass.objectives._base import Objective
 from sandglass.runs import write_atomic
@@ -85,7 +85,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
 
     Metrics go to state/metrics.jsonl, cut back on resume to what the checkpoint had seen.
     Raises Problem: T-102 (78) no full batch; T-103 (76) non-finite loss; T-104 (76) collapse; T-105 (75) stopped early;
-    T-111 (78) a batch that the processes cannot share equally.
+    T-111 (78) a batch that the processes cannot share equally; T-113 and T-114 (78) memory cannot be saved that way.
     """
     settings, device = task.train, next(task.encoder.parameters()).device
     batch_size, epochs = settings["batch_size"], settings["epochs"]
@@ -97,8 +97,9 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             f"0 steps per epoch: batch_size {batch_size} is larger than the {len(task.index)} training images",
             fix=f"batch_size: {len(task.index)} or less",
         )
-    if batch_size % distributed.processes():
+    if batch_size % (distributed.processes() * engine.accumulate):
         what = f"a batch of {batch_size} cannot be shared by {distributed.processes()} processes"
+        what += f", each of them in {engine.accumulate} parts" if engine.accumulate > 1 else ""
         raise Problem("T-111", Exit.CONFIG, what, fix="a multiple of their number")
     steps = steps_per_epoch * epochs
     modules = nn.ModuleDict(
@@ -117,7 +118,10 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     )
     optimizer = optim.build(groups, settings["optimizer"], lr, settings["momentum"])
     half = _half_precision(settings["precision"], device)
-    make_step = Step(task.encoder, task.objective, task.auxiliaries, optimizer, settings["clip_norm"], half)
+    taught = task.encoder, task.objective, task.auxiliaries
+    make_step = Step(*taught, optimizer, settings["clip_norm"], half, engine.accumulate)
+    if engine.checkpointing:
+        checkpoint_activations(task.encoder, task.auxiliaries)
 
     checkpoints, leads = state / "checkpoints", distributed.rank() == 0
     metrics = _Metrics(state / "metrics.jsonl") if leads else None
@@ -163,21 +167,20 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
                 modules.train()
                 for module in task.frozen:
                     module.eval()
+                if engine.accumulate > 1:
+                    refuse_parts(modules, task.objective)
             tick = time.monotonic()
             factor = learning_rate_factor(step, steps, warmup_steps, settings["schedule"])
             optim.set_rates(optimizer, lr, factor)
             rows = order[within * batch_size : (within + 1) * batch_size]
-            batch = _batch(task, rows, Clock(step, steps, steps_per_epoch), device)
-            drops = int(torch.randint(2**62, (), generator=batch.generator))
-            torch.manual_seed(drops + distributed.rank())  # drop-path and dropout
-            seen = make_step(batch)
+            seen = make_step(_batches(task, rows, Clock(step, steps, steps_per_epoch), device, engine.accumulate))
             step += 1
             task.objective.after_step(task.encoder, step / steps)
             for auxiliary in task.auxiliaries.values():
                 auxiliary.after_step(task.encoder, step / steps)
             if task.online:
-                task.online.learn(seen.features[0], batch.labels, LR_PER_256 * batch_size / 256 * factor)
-            unchecked.append((step, torch.stack((seen.loss, seen.scalars["gradient_norm"])), batch.index))
+                task.online.learn(seen.pooled, seen.labels, LR_PER_256 * batch_size / 256 * factor)
+            unchecked.append((step, torch.stack((seen.loss, seen.scalars["gradient_norm"])), rows))
 
             ends_epoch = step % steps_per_epoch == 0
             due, ending, to_save = distributed.any_of(
@@ -188,7 +191,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             if step % engine.log_every_steps == 0 or ends_epoch or due or ending or device.type == "cpu":
                 _refuse_non_finite(unchecked, state, optimizer)
             if step % engine.log_every_steps == 0 or step in (1, steps):
-                watched = seen.scalars | task.objective.monitor(seen.features, batch)
+                watched = seen.scalars | task.objective.monitor(seen.features, seen.batch)
                 numbers = [value.float().clone() for value in watched.values()]
                 distributed.average(numbers)
                 values = dict(zip(watched, torch.stack(numbers).tolist(), strict=True))
@@ -215,9 +218,17 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     return Outcome(steps, attempts, cost, collapsed)
 
 
-def _batch(task: Task, rows: Tensor, clock: Clock, device: torch.device) -> Batch:
-    """This process's part of a batch of `rows`."""
-    rank, processes = distributed.rank(), distributed.processes()
+def _batches(task: Task, rows: Tensor, clock: Clock, device: torch.device, parts: int) -> Iterator[Batch]:
+    """This process's share of a batch of `rows`, in so many parts."""
+    for part in range(parts):
+        batch = _batch(task, rows, clock, device, distributed.rank() * parts + part, distributed.processes() * parts)
+        drops = int(torch.randint(2**62, (), generator=batch.generator))
+        torch.manual_seed(drops + batch.rank)  # drop-path and dropout
+        yield batch
+
+
+def _batch(task: Task, rows: Tensor, clock: Clock, device: torch.device, rank: int, processes: int) -> Batch:
+    """The `rank`-th part of a batch of `rows`."""
     own = slice(rank * len(rows) // processes, (rank + 1) * len(rows) // processes)
     images, _ = task.split.take(rows[own])
     images, labels = _sent(images, device), _sent(torch.from_numpy(task.split.labels[rows[own].numpy()]), device)

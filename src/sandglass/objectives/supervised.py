@@ -56,6 +56,7 @@ class Supervised(Objective):
     """Cross-entropy through the backbone's own head."""
 
     needs_labels = True
+    rowwise = True
     views = (1, math.inf)
 
     def loss(self, encoder: Encoder, features: list[Features], batch: Batch) -> dict[str, Tensor]:
