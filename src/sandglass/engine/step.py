@@ -77,7 +77,8 @@ class Step:
 
     def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], list[Features]]:
         device = batch.labels.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.half):  # losses themselves are in float32
+        # Losses themselves are in float32. A cast that is kept for the next view could not be recorded (graph.py).
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.half, cache_enabled=False):
             features = self.objective.features(self.encoder, batch)
             scalars = self.objective.loss(self.encoder, features, batch)
             total = scalars["loss"]

@@ -29,6 +29,7 @@ from sandglass.config import Engine
 from sandglass.data.loader import Batch, Clock, Split, epoch_order, step_generator
 from sandglass.engine import checkpoint, optim
 from sandglass.engine.cost import Cost
+from sandglass.engine.graph import Recorded, recordable
 from sandglass.engine.online import LR_PER_256, OnlineProbe
 from sandglass.engine.progress import Progress
 from sandglass.engine.schedule import learning_rate_factor
@@ -119,7 +120,8 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     optimizer = optim.build(groups, settings["optimizer"], lr, settings["momentum"])
     half = _half_precision(settings["precision"], device)
     taught = task.encoder, task.objective, task.auxiliaries
-    make_step = Step(*taught, optimizer, settings["clip_norm"], half, engine.accumulate)
+    usual = Step(*taught, optimizer, settings["clip_norm"], half, engine.accumulate)
+    make_step: Step | Recorded = Recorded(usual) if recordable(usual, engine, device) else usual
     if engine.checkpointing:
         checkpoint_activations(task.encoder, task.auxiliaries)
 

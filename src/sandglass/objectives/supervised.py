@@ -55,6 +55,7 @@ FINETUNE = {
 class Supervised(Objective):
     """Cross-entropy through the backbone's own head."""
 
+    static = True
     needs_labels = True
     rowwise = True
     views = (1, math.inf)
