@@ -1,9 +1,9 @@
-# make demo | test | bench | lint; each sets up what it needs, in .venv. PYTHON=python3.12 make demo chooses another.
+# make demo | test | bench | gpu-check | lint; each sets up what it needs, in .venv. PYTHON=python3.12 make demo chooses another.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo reproduce-table-4-6 test bench lint schema
+.PHONY: help setup demo reproduce-table-4-6 test bench gpu-check lint schema
 
 help:  ## these targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
@@ -31,6 +31,9 @@ test: setup  ## every test
 
 bench: setup  ## what a study of 10,000 runs costs before its first job
 	$(BIN)/python benchmarks/scale.py
+
+gpu-check: setup  ## on a GPU: a step recorded as a CUDA graph against the usual one, correct and how fast
+	$(BIN)/python benchmarks/gpu_check.py
 
 lint: setup  ## formatter, linter, types, workflow
 	ruff format --check src tests benchmarks

@@ -129,6 +129,9 @@ class Engine(Strict):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0  # at most this is lost; also after every epoch
     log_every_steps: Annotated[int, Field(ge=1)] = 10
     deadline_minutes: Annotated[float, Field(gt=0)] | None = None  # stop, save and exit 75 before this
+    accumulate: Annotated[int, Field(ge=1)] = 1  # parts in which a batch is computed, to save memory
+    graph: bool = True  # on a GPU, record the step once and play it again where every step is the same operations
+    checkpointing: bool = False  # what a layer computed is computed again for its gradient, to save more
 
 
 class Report(Strict):

@@ -14,6 +14,7 @@ from typing import Any
 
 from sandglass import slurm
 from sandglass.config import Params
+from sandglass.engine import heap
 from sandglass.engine.system import sampled
 from sandglass.errors import PERMANENT, Exit, Problem
 from sandglass.runs import RunFolder, read_json, sha256, write_atomic, write_json
@@ -28,6 +29,7 @@ def execute(run: Run, params: Params, study: str, root: Path, say: Say, attempt:
     From a scheduler's second `attempt` on, an error that repeating cannot mend is raised again without repeating.
     """
     folder = RunFolder(root, run, study)
+    heap.keep_freed()
     if _processes() > 1:
         from sandglass import distributed
 

@@ -18,7 +18,6 @@ from lightly.models.modules.heads import (
     VicRegLLocalProjectionHead,
     VICRegProjectionHead,
 )
-from lightly.utils.lars import LARS
 from torch import nn
 
 
@@ -68,18 +67,6 @@ def negative_cosine_similarity():
     assert all(g.abs().sum() > 0 for g in torch.autograd.grad(loss, (a, b)))  # it detaches nothing: we must
 
 
-def lars():
-    moved = {}
-    for decay in (0.0, 0.1):
-        p = nn.Parameter(torch.tensor([3.0, 4.0]))
-        p.grad = torch.tensor([0.6, 0.8])
-        before = p.detach().clone()
-        LARS([{"params": [p], "weight_decay": decay}], lr=1.0, momentum=0.0).step()
-        moved[decay] = float((before - p.detach()).norm())
-    assert abs(moved[0.0] - 1.0) < 1e-6  # no trust ratio in a group without decay: |g|
-    assert abs(moved[0.1] - 0.001 * 5 / (1 + 0.1 * 5) * (1 + 0.1 * 5)) < 1e-6  # eta |p| / (|g| + wd |p|) (g + wd p)
-
-
 def masked_vision_transformer_decoder():
     decoder = MaskedVisionTransformerDecoderTIMM(4, embed_dim=8, depth=1, num_heads=2, num_prefix_tokens=0)
     tokens = torch.randn(3, 4, 8)
@@ -92,7 +79,6 @@ def masked_vision_transformer_decoder():
 RELIED_ON = {
     **{kind.__name__: heads for kind in (*HEADS, ProjectionHead)},
     "NegativeCosineSimilarity": negative_cosine_similarity,
-    "LARS": lars,
     "MaskedVisionTransformerDecoderTIMM": masked_vision_transformer_decoder,
 }
 
@@ -112,10 +98,6 @@ def test_heads():
 
 def test_negative_cosine_similarity():
     negative_cosine_similarity()
-
-
-def test_lars():
-    lars()
 
 
 def test_masked_vision_transformer_decoder():

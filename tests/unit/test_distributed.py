@@ -11,7 +11,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from sandglass import distributed
-from sandglass.backbones.grid import Features, build
+from sandglass.backbones.grid import build
 from sandglass.data.loader import Batch, step_generator
 from sandglass.engine.online import OnlineProbe
 from sandglass.objectives.byol import BYOL
@@ -65,7 +65,7 @@ def online():
     probe = OnlineProbe(6, 3, torch.device("cpu"))
     for lr in (0.5, 0.2):
         rows, labels = torch.randn(IMAGES, 6), torch.tensor([0, 1, 2, 0, -1, -1, 1, -1])
-        probe.learn(Features(rows, rows, half(rows)), half(labels), lr)
+        probe.learn(half(rows), half(labels), lr)
     return {"online": probe.weights, "online accuracy": torch.tensor(probe.told()["online_train_top1"])}
 
 

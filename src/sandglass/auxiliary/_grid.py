@@ -36,8 +36,10 @@ class GridWatch(nn.Module):
         self.spread_sum += spread
         self.spread_count += 1
         if self.calls % RANK_EVERY == 0:
-            rows = torch.linspace(0, tokens[..., 0].numel() - 1, RANK_CELLS, device=tokens.device).long()
-            self.rank.copy_(effective_rank(tokens.flatten(0, 1)[rows.unique()]))
+            cells = tokens.flatten(0, 1)
+            kept = min(RANK_CELLS, len(cells))
+            rows = torch.arange(kept, device=cells.device) * (len(cells) - 1) // max(1, kept - 1)
+            self.rank.copy_(effective_rank(cells[rows]))
         self.calls += 1
         return {
             "rms": tokens.square().mean().sqrt(),

@@ -48,7 +48,7 @@ class Batch:
     labels: Tensor  # (B,) int64, -1 where there is none
     index: Tensor  # (B,) rows of the split
     generator: torch.Generator  # CPU; all randomness of losses comes from it
-    rank: int = 0  # of the processes that share a batch, this one has the rank-th part
+    rank: int = 0  # of the parts in which processes (or one after the other) compute a batch, this is the rank-th
     processes: int = 1
     clock: Clock = Clock()
     places: list[Places] = field(default_factory=list)  # of each view: where in the image its pixels come from

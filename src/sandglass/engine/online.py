@@ -38,17 +38,17 @@ class OnlineProbe(nn.Module):
         return _with_one(features.pooled) @ self.weights
 
     @torch.no_grad()
-    def learn(self, features: Features, labels: Tensor, lr: float) -> None:
-        """One step from this process's features (B, ...) and labels (B,), -1 for none; the same in all processes.
+    def learn(self, pooled: Tensor, labels: Tensor, lr: float) -> None:
+        """One step from this process's pooled features (B, C) and labels (B,), -1 for none; the same in all processes.
 
         Raises Problem T-107 (78) if the encoder was not shown one view of each image.
         """
-        if len(features.pooled) != len(labels):
+        if len(pooled) != len(labels):
             what = f"the online probe needs a feature of each of {len(labels)} images, this objective gives it others"
             fix = "pretrain.online_probe: false; the other probes judge it afterwards"
-            raise Problem("T-107", Exit.CONFIG, what, why=f"{len(features.pooled)} rows", fix=fix)
+            raise Problem("T-107", Exit.CONFIG, what, why=f"{len(pooled)} rows", fix=fix)
         with torch.autocast(labels.device.type, enabled=False):
-            rows, known = _with_one(features.pooled), labels >= 0
+            rows, known = _with_one(pooled), labels >= 0
             scores = rows @ self.weights
             wanted = F.one_hot(labels.clamp_min(0), scores.shape[1])
             gradient = rows.T @ ((scores.softmax(1) - wanted) * known[:, None])  # of the sum of the cross-entropies

@@ -1,5 +1,6 @@
 """The loop. Plain PyTorch, the same for pretraining and finetuning, for one process and for several that share a batch
-(distributed.py): one encoder forward per view serves the objective and every auxiliary task on the grid.
+(distributed.py). It makes batches, has steps made of them (step.py), and looks at what those leave every few steps: a
+look waits for the device.
 
 All randomness is a function of (seed, epoch, step): a run that is killed and resumed takes the same steps, to the bit.
 """
@@ -28,9 +29,11 @@ from sandglass.config import Engine
 from sandglass.data.loader import Batch, Clock, Split, epoch_order, step_generator
 from sandglass.engine import checkpoint, optim
 from sandglass.engine.cost import Cost
+from sandglass.engine.graph import Recorded, recordable
 from sandglass.engine.online import LR_PER_256, OnlineProbe
 from sandglass.engine.progress import Progress
 from sandglass.engine.schedule import learning_rate_factor
+from sandglass.engine.step import Step, checkpoint_activations, refuse_parts
 from sandglass.errors import Exit, Problem
 from sandglass.objectives._base import Objective
 from sandglass.runs import write_atomic
@@ -83,7 +86,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
 
     Metrics go to state/metrics.jsonl, cut back on resume to what the checkpoint had seen.
     Raises Problem: T-102 (78) no full batch; T-103 (76) non-finite loss; T-104 (76) collapse; T-105 (75) stopped early;
-    T-111 (78) a batch that the processes cannot share equally.
+    T-111 (78) a batch that the processes cannot share equally; T-113 and T-114 (78) memory cannot be saved that way.
     """
     settings, device = task.train, next(task.encoder.parameters()).device
     batch_size, epochs = settings["batch_size"], settings["epochs"]
@@ -95,8 +98,9 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             f"0 steps per epoch: batch_size {batch_size} is larger than the {len(task.index)} training images",
             fix=f"batch_size: {len(task.index)} or less",
         )
-    if batch_size % distributed.processes():
+    if batch_size % (distributed.processes() * engine.accumulate):
         what = f"a batch of {batch_size} cannot be shared by {distributed.processes()} processes"
+        what += f", each of them in {engine.accumulate} parts" if engine.accumulate > 1 else ""
         raise Problem("T-111", Exit.CONFIG, what, fix="a multiple of their number")
     steps = steps_per_epoch * epochs
     modules = nn.ModuleDict(
@@ -104,7 +108,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     )
     if task.online:
         modules["online"] = task.online
-    lr = settings["lr_per_256"] * batch_size / 256
+    lr, warmup_steps = settings["lr_per_256"] * batch_size / 256, settings["warmup_epochs"] * steps_per_epoch
     scales = {f"model.{prefix}": factor for prefix, factor in task.lr_scales.items()}
     groups = optim.parameter_groups(
         [task.encoder, task.objective, *task.auxiliaries.values()],
@@ -114,8 +118,12 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
         settings["decay"] == "everything",
     )
     optimizer = optim.build(groups, settings["optimizer"], lr, settings["momentum"])
-    trained = [p for group in groups for p in group["params"]]
     half = _half_precision(settings["precision"], device)
+    taught = task.encoder, task.objective, task.auxiliaries
+    usual = Step(*taught, optimizer, settings["clip_norm"], half, engine.accumulate)
+    make_step: Step | Recorded = Recorded(usual) if recordable(usual, engine, device) else usual
+    if engine.checkpointing:
+        checkpoint_activations(task.encoder, task.auxiliaries)
 
     checkpoints, leads = state / "checkpoints", distributed.rank() == 0
     metrics = _Metrics(state / "metrics.jsonl") if leads else None
@@ -123,7 +131,8 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     if entry := checkpoint.newest(checkpoints):
         saved = checkpoint.load(checkpoints, entry, device)
         modules.load_state_dict(saved["modules"])
-        optimizer.load_state_dict(saved["optimizer"])
+        groups = optimizer.state_dict()["param_groups"]  # as they are here, which may be another device
+        optimizer.load_state_dict({"state": saved["optimizer"], "param_groups": groups})
         step, cost, attempts = saved["step"], Cost(**saved["cost"]), saved["attempts"] + 1
         collapsed, seen = saved["collapsed"], entry["metrics_bytes"]
         say(f"resumed at step {step} of {steps}")
@@ -139,7 +148,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             return
         task.check()
         tick = time.monotonic()
-        whole: dict[str, Any] = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()}
+        whole: dict[str, Any] = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()["state"]}
         cost.look()
         whole |= {"step": step, "cost": vars(cost), "attempts": attempts, "collapsed": collapsed}
         checkpoint.save(checkpoints, step, whole, metrics_bytes=metrics.flush())
@@ -157,40 +166,23 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             epoch, within = divmod(step, steps_per_epoch)
             if epoch != ordered:
                 order, ordered = task.index[epoch_order(len(task.index), task.seed, epoch)], epoch
+                modules.train()
+                for module in task.frozen:
+                    module.eval()
+                if engine.accumulate > 1:
+                    refuse_parts(modules, task.objective)
             tick = time.monotonic()
-            for group in optimizer.param_groups:
-                factor = learning_rate_factor(
-                    step, steps, settings["warmup_epochs"] * steps_per_epoch, settings["schedule"]
-                )
-                group["lr"] = lr * (1.0 if group["constant"] else factor) * group["lr_scale"]
+            factor = learning_rate_factor(step, steps, warmup_steps, settings["schedule"])
+            optim.set_rates(optimizer, lr, factor)
             rows = order[within * batch_size : (within + 1) * batch_size]
-            batch = _batch(task, rows, Clock(step, steps, steps_per_epoch), device)
-            modules.train()
-            for module in task.frozen:
-                module.eval()
-            drops = int(torch.randint(2**62, (), generator=batch.generator))
-            torch.manual_seed(drops + distributed.rank())  # drop-path and dropout
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):  # losses themselves are in float32
-                features = task.objective.features(task.encoder, batch)
-                scalars = task.objective.loss(task.encoder, features, batch)
-                total = scalars["loss"]
-                for name, auxiliary in task.auxiliaries.items():
-                    extra = auxiliary.loss(task.encoder, features[0].grid, batch)
-                    total = total + auxiliary.weight_at(step / steps) * extra["loss"]
-                    scalars |= {f"{name}/{key}": value for key, value in extra.items()}
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            whole_loss = total.detach().float().clone()
-            distributed.average([whole_loss, *(p.grad for p in trained if p.grad is not None)])
-            norm = scalars["gradient_norm"] = nn.utils.clip_grad_norm_(trained, settings["clip_norm"] or math.inf)
-            optimizer.step()
+            seen = make_step(_batches(task, rows, Clock(step, steps, steps_per_epoch), device, engine.accumulate))
             step += 1
             task.objective.after_step(task.encoder, step / steps)
             for auxiliary in task.auxiliaries.values():
                 auxiliary.after_step(task.encoder, step / steps)
             if task.online:
-                task.online.learn(features[0], batch.labels, LR_PER_256 * batch_size / 256 * factor)
-            unchecked.append((step, torch.stack((whole_loss, norm.detach())), batch.index))
+                task.online.learn(seen.pooled, seen.labels, LR_PER_256 * batch_size / 256 * factor)
+            unchecked.append((step, torch.stack((seen.loss, seen.scalars["gradient_norm"])), rows))
 
             ends_epoch = step % steps_per_epoch == 0
             due, ending, to_save = distributed.any_of(
@@ -201,8 +193,8 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             if step % engine.log_every_steps == 0 or ends_epoch or due or ending or device.type == "cpu":
                 _refuse_non_finite(unchecked, state, optimizer)
             if step % engine.log_every_steps == 0 or step in (1, steps):
-                watched = scalars | {"total": total} | task.objective.monitor(features, batch)
-                numbers = [value.detach().float().clone() for value in watched.values()]
+                watched = seen.scalars | task.objective.monitor(seen.features, seen.batch)
+                numbers = [value.float().clone() for value in watched.values()]
                 distributed.average(numbers)
                 values = dict(zip(watched, torch.stack(numbers).tolist(), strict=True))
                 if task.online:
@@ -228,19 +220,32 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     return Outcome(steps, attempts, cost, collapsed)
 
 
-def _batch(task: Task, rows: Tensor, clock: Clock, device: torch.device) -> Batch:
-    """This process's part of a batch of `rows`."""
-    rank, processes = distributed.rank(), distributed.processes()
+def _batches(task: Task, rows: Tensor, clock: Clock, device: torch.device, parts: int) -> Iterator[Batch]:
+    """This process's share of a batch of `rows`, in so many parts."""
+    for part in range(parts):
+        batch = _batch(task, rows, clock, device, distributed.rank() * parts + part, distributed.processes() * parts)
+        drops = int(torch.randint(2**62, (), generator=batch.generator))
+        torch.manual_seed(drops + batch.rank)  # drop-path and dropout
+        yield batch
+
+
+def _batch(task: Task, rows: Tensor, clock: Clock, device: torch.device, rank: int, processes: int) -> Batch:
+    """The `rank`-th part of a batch of `rows`."""
     own = slice(rank * len(rows) // processes, (rank + 1) * len(rows) // processes)
     images, _ = task.split.take(rows[own])
+    images, labels = _sent(images, device), _sent(torch.from_numpy(task.split.labels[rows[own].numpy()]), device)
     sizes = torch.from_numpy(task.split.sizes[rows.numpy()])
     (name, settings), *_ = task.views.items()
     epoch, step = divmod(clock.step, clock.steps_per_epoch)
     generator = step_generator(task.seed, epoch, step, "views")
-    views, places = located_views(name, settings, images.to(device), sizes, task.size, generator, own)
-    labels = torch.from_numpy(task.split.labels[rows[own].numpy()]).to(device)
+    views, places = located_views(name, settings, images, sizes, task.size, generator, own)
     drawing = step_generator(task.seed, epoch, step, "loss")
     return Batch(views, labels, rows[own], drawing, rank, processes, clock, places)
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """To a GPU without waiting for it, which takes memory that cannot be paged out."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def _half_precision(precision: str, device: torch.device) -> bool:

@@ -66,6 +66,8 @@ TRAIN = {
 class BarlowTwins(Objective):
     """Redundancy reduction (Zbontar et al. 2021)."""
 
+    static = True
+
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:
         super().__init__(encoder, settings, classes)
         self.redundancy, self.scale = settings["redundancy"], settings["scale_loss"]

@@ -51,6 +51,8 @@ TRAIN = {
 class BYOL(Objective):
     """Bootstrap your own latent (Grill et al. 2020)."""
 
+    static = True
+
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:
         super().__init__(encoder, settings, classes)
         hidden, out = settings["hidden"], settings["out"]

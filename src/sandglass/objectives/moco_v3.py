@@ -62,6 +62,8 @@ TRAIN = {
 class MoCoV3(Objective):
     """Momentum contrast for vision transformers (Chen, Xie & He 2021)."""
 
+    static = True
+
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:
         super().__init__(encoder, settings, classes)
         hidden, out = settings["hidden"], settings["out"]

@@ -34,6 +34,8 @@ TRAIN = {
 class Rotation(Objective):
     """Unsupervised representation learning by predicting image rotations (Gidaris et al. 2018)."""
 
+    static = True
+    rowwise = True
     views = (1, 1)
     alarm = 0.02  # pooled features have much in common, and no norm takes it away before they are watched
 

@@ -89,7 +89,7 @@ class SelfClassifier(Objective):
             z = torch.cat([self.neighbours(z[:, 0], batch)[:, None], z[:, 1:]], 1)
             for head in self.heads:
                 s = z @ F.normalize(head, dim=1).T
-                losses.append(self.pairwise(s)[pairs].mean())
+                losses.append((self.pairwise(s) * pairs).sum() / pairs.sum())
                 log[f"classes_used_of_{len(head)}"] = used(s[:, 0].detach())
                 if head is self.heads[0]:
                     self.told = information((s.detach()[:, 0] / self.settings["row_temperature"]).softmax(1))
@@ -107,7 +107,7 @@ class SelfClassifier(Objective):
         """Unit rows (N, D) of the first view -> those of the nearest other image in the queue, once it is full."""
         if not len(self.queue):
             return z
-        own, clock, found = distributed.gather(batch.index.to(z.device)), batch.clock, z
+        own, clock, found = distributed.gather(batch.index.to(z.device, non_blocking=True)), batch.clock, z
         if clock.epoch >= self.settings["queue_from_epoch"] and clock.step * len(z) >= len(self.queue):
             cosines = (z.detach() @ self.queue.T).masked_fill(own[:, None] == self.owners, -math.inf)
             found = self.queue[cosines.argmax(1)]

@@ -64,6 +64,7 @@ TRAIN = {
 class SimCLR(Objective):
     """Simple contrastive learning of representations (Chen et al. 2020)."""
 
+    static = True
     together = True
 
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:

@@ -65,6 +65,7 @@ TRAIN = {
 class SimSiam(Objective):
     """Simple siamese representations (Chen & He 2021)."""
 
+    static = True
     alarm = 2.0  # dimensions
 
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:

@@ -55,7 +55,9 @@ FINETUNE = {
 class Supervised(Objective):
     """Cross-entropy through the backbone's own head."""
 
+    static = True
     needs_labels = True
+    rowwise = True
     views = (1, math.inf)
 
     def loss(self, encoder: Encoder, features: list[Features], batch: Batch) -> dict[str, Tensor]:

@@ -65,6 +65,8 @@ INVARIANCE = VARIANCE = 25.0  # weights of the terms; that of the covariances is
 class VICReg(Objective):
     """Variance, invariance, covariance (Bardes et al. 2022)."""
 
+    static = True
+
     def __init__(self, encoder: Encoder, settings: dict[str, Any], classes: int) -> None:
         super().__init__(encoder, settings, classes)
         self.projector = VICRegProjectionHead(encoder.width, settings["hidden"], settings["out"])

@@ -105,7 +105,8 @@ class VICRegL(Objective):
         if self.local_projector:
             maps = [gather(single(self.local_projector(f.grid.flatten(2).mT))) for f in features]
             centres = [place.centres(*f.grid.shape[2:]) for place, f in zip(batch.places, features, strict=True)]
-            places = [gather((stretched(c) if self.legacy else c).flatten(1, 2).to(device)) for c in centres]
+            cells = [(stretched(c) if self.legacy else c).flatten(1, 2) for c in centres]
+            places = [gather(c.to(device, non_blocking=True)) for c in cells]
             self.watch(maps[0].flatten(0, 1))
             with torch.autocast(device.type, enabled=False):
                 local = self._of_cells(maps, places, pairs)

@@ -68,7 +68,7 @@ def test_equals_cross_entropy_and_torchs_own_sgd():
     for lr in (0.5, 0.3, 0.1, 0.05):
         rows, labels = torch.randn(12, 6), torch.randint(-1, 4, (12,))
         assert (labels == -1).any()
-        probe.learn(pooled(rows), labels, lr)
+        probe.learn(rows, labels, lr)
         optimizer.param_groups[0]["lr"] = lr
         optimizer.zero_grad()
         F.cross_entropy(head(rows), labels, ignore_index=-1).backward()
@@ -79,15 +79,15 @@ def test_equals_cross_entropy_and_torchs_own_sgd():
 
 def test_a_batch_without_labels_teaches_nothing():
     probe = OnlineProbe(6, 4, CPU)
-    probe.learn(pooled(torch.randn(8, 6)), torch.full((8,), -1), 1.0)
+    probe.learn(torch.randn(8, 6), torch.full((8,), -1), 1.0)
     assert not probe.weights.any() and probe.told() == {}
 
 
 def test_accuracy_is_that_before_each_step_since_it_was_last_told():
     probe = OnlineProbe(2, 3, CPU)
     rows, labels = torch.eye(2), torch.tensor([1, 2])
-    probe.learn(pooled(rows), labels, 0.5)  # of equal scores the first class: none right
-    probe.learn(pooled(rows), torch.tensor([1, -1]), 0.5)  # right by now
+    probe.learn(rows, labels, 0.5)  # of equal scores the first class: none right
+    probe.learn(rows, torch.tensor([1, -1]), 0.5)  # right by now
     assert probe.told() == {"online_train_top1": pytest.approx(1 / 3)}
     assert probe.told() == {}
 
@@ -137,5 +137,5 @@ def test_images_without_labels_teach_it_nothing_in_training(packed, tmp_path):
 
 def test_features_of_something_else_than_images_are_refused():
     with pytest.raises(Problem) as caught:
-        OnlineProbe(6, 4, CPU).learn(pooled(torch.randn(32, 6)), torch.zeros(8, dtype=torch.int64), 1.0)
+        OnlineProbe(6, 4, CPU).learn(torch.randn(32, 6), torch.zeros(8, dtype=torch.int64), 1.0)
     assert caught.value.exit == Exit.CONFIG and "online_probe: false" in caught.value.fix

@@ -2,12 +2,14 @@
 
 import math
 
+import pytest
 import torch
+from lightly.utils.lars import LARS as Reference
 from torch import nn
 
 from sandglass.backbones.grid import build
+from sandglass.engine.optim import LARS, parameter_groups, set_rates
 from sandglass.engine.optim import build as build_optimizer
-from sandglass.engine.optim import parameter_groups
 from sandglass.engine.schedule import learning_rate_factor
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -53,6 +55,68 @@ def test_adamw_leaves_undecayed_group_alone_at_zero_gradient():
     optimizer.step()
     assert torch.equal(net.bias, before["bias"])
     assert torch.allclose(net.weight, before["weight"] * (1 - 0.1 * 0.5))
+
+
+def test_lars_is_that_of_lightly():
+    torch.manual_seed(0)
+    shapes = [(4, 3), (5,), (2, 2), (3, 3)]
+    both = [[nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in shapes] for _ in range(2)]
+    optimizers = []
+    for own, kind in zip(both, (Reference, LARS)):
+        with torch.no_grad():
+            for p, same in zip(own, both[0]):
+                p.copy_(same)
+            own[2].zero_()  # a weight of size 0 is not scaled
+        groups = [{"params": own[:3], "weight_decay": 0.1}, {"params": own[3:], "weight_decay": 0.0}]
+        optimizers.append(kind(groups, lr=1.0, momentum=0.9))
+    for step in range(5):
+        gradients = [torch.randn(s, dtype=torch.float64) * (step != 2 or len(s) > 1) for s in shapes]  # nor a gradient
+        for own, optimizer in zip(both, optimizers):
+            for p, gradient in zip(own, gradients):
+                p.grad = gradient.clone()
+            own[3].grad = None if step == 0 else own[3].grad
+            for group in optimizer.param_groups:
+                group["lr"] = 2.0 / (step + 1)
+            optimizer.step()
+        for p, wanted in zip(both[1], both[0]):
+            torch.testing.assert_close(p, wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_fused_steps_are_torchs_own_in_a_loop_whatever_the_layout(name):
+    torch.manual_seed(0)
+    shapes = [(4, 3, 3, 3), (5, 2), (7,)]
+    one, other = ([nn.Parameter(torch.zeros(s, dtype=torch.float64)) for s in shapes] for _ in range(2))
+    one[0].data = one[0].data.contiguous(memory_format=torch.channels_last)
+    fused = build_optimizer(parameter_groups([nn.ParameterList(one)], 0.1), name, lr=1.0, momentum=0.9)
+    kind, more = {
+        "adamw": (torch.optim.AdamW, {}),
+        "adam": (torch.optim.Adam, {}),
+        "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+    }[name]
+    groups = [{"params": group, "weight_decay": decay} for group, decay in ((other[:2], 0.1), (other[2:], 0.0))]
+    looped = kind(groups, lr=1.0, foreach=False, **more)
+    for step in range(4):
+        set_rates(fused, 2.0**-4, 2.0**-step)  # exact in float32, in which rates are kept
+        for group in looped.param_groups:
+            group["lr"] = 2.0 ** -(4 + step)
+        for a, b in zip(one, other):
+            b.grad = torch.randn_like(b)
+            a.grad = torch.empty_like(a).copy_(b.grad)
+        fused.step()
+        looped.step()
+        for a, b in zip(one, other):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_every_group_has_its_own_rate():
+    net = nn.ModuleDict({"stem": nn.Linear(2, 2), "head": nn.Linear(2, 2), "body": nn.Linear(2, 2)})
+    groups = parameter_groups([net], 0.0, {"stem": 0.1}, constant=("head",))
+    optimizer = build_optimizer(groups, "sgd", lr=1.0, momentum=0.0)
+    set_rates(optimizer, peak=2.0, factor=0.5)
+    found = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    rates = {name: found[id(layer.weight)] for name, layer in net.items()}
+    assert rates == {"stem": pytest.approx(0.1), "head": 2.0, "body": 1.0}
 
 
 def test_every_optimizer_descends():
