@@ -1,7 +1,8 @@
 """The loop. Plain PyTorch, the same for pretraining and finetuning, for one process and for several that share a batch
 (distributed.py): one encoder forward per view serves the objective and every auxiliary task on the grid.
 
-All randomness is a function of (seed, epoch, step): a run that is killed and resumed takes the same steps, to the bit.
+All randomness is a function of (seed, epoch, step), that of views of (seed, epoch, image): a run that is killed and
+resumed takes the same steps, to the bit, and an image has the same views in a batch of any size.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sandglass import distributed, slurm
 from sandglass.auxiliary._base import Auxiliary
 from sandglass.backbones.grid import Encoder
 from sandglass.config import Engine
+from sandglass.data.feed import Feed
 from sandglass.data.loader import Batch, Clock, Split, epoch_order, step_generator
 from sandglass.engine import checkpoint, optim
 from sandglass.engine.cost import Cost
@@ -34,7 +36,7 @@ from sandglass.engine.schedule import learning_rate_factor
 from sandglass.errors import Exit, Problem
 from sandglass.objectives._base import Objective
 from sandglass.runs import write_atomic
-from sandglass.views.recipes import located_views
+from sandglass.views.recipes import Drawn, draw_views, located_views
 
 LIMIT_MARGIN_SECONDS = (
     120.0  # before a time limit, for the step at hand, a validation and the save; less if it is short
@@ -146,7 +148,9 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
         save_seconds = time.monotonic() - tick
 
     unchecked: list[tuple[int, Tensor, Tensor]] = []  # step, (loss, gradient norm), ids: read without stalling a GPU
-    ordered = -1  # the epoch that `order` belongs to
+    ordered = -1  # the epoch that `order`, `drawn` and `images` belong to
+    feed, sizes = Feed(task.split, device), torch.from_numpy(task.split.sizes)[task.index].to(device)
+    (recipe, views), *_ = task.views.items()
     saved_at, deadline = time.monotonic(), _deadline(engine)
     with (
         _stop_requests() as stop,
@@ -156,15 +160,18 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
         while step < steps:
             epoch, within = divmod(step, steps_per_epoch)
             if epoch != ordered:
-                order, ordered = task.index[epoch_order(len(task.index), task.seed, epoch)], epoch
+                order, ordered = epoch_order(len(task.index), task.seed, epoch), epoch
+                own = [_own(order[i * batch_size :][:batch_size]) for i in range(steps_per_epoch)]
+                starting = step_generator(task.seed, epoch, 0, "views")
+                drawn = draw_views(recipe, views, sizes, task.size, starting, task.index)
+                images = feed.images(task.index[some] for some in own[within:])
             tick = time.monotonic()
             for group in optimizer.param_groups:
                 factor = learning_rate_factor(
                     step, steps, settings["warmup_epochs"] * steps_per_epoch, settings["schedule"]
                 )
                 group["lr"] = lr * (1.0 if group["constant"] else factor) * group["lr_scale"]
-            rows = order[within * batch_size : (within + 1) * batch_size]
-            batch = _batch(task, rows, Clock(step, steps, steps_per_epoch), device)
+            batch = _batch(task, own[within], next(images), drawn, Clock(step, steps, steps_per_epoch), device)
             modules.train()
             for module in task.frozen:
                 module.eval()
@@ -228,19 +235,19 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     return Outcome(steps, attempts, cost, collapsed)
 
 
-def _batch(task: Task, rows: Tensor, clock: Clock, device: torch.device) -> Batch:
-    """This process's part of a batch of `rows`."""
+def _own(batch: Tensor) -> Tensor:
+    """This process's part of a batch."""
     rank, processes = distributed.rank(), distributed.processes()
-    own = slice(rank * len(rows) // processes, (rank + 1) * len(rows) // processes)
-    images, _ = task.split.take(rows[own])
-    sizes = torch.from_numpy(task.split.sizes[rows.numpy()])
-    (name, settings), *_ = task.views.items()
-    epoch, step = divmod(clock.step, clock.steps_per_epoch)
-    generator = step_generator(task.seed, epoch, step, "views")
-    views, places = located_views(name, settings, images.to(device), sizes, task.size, generator, own)
-    labels = torch.from_numpy(task.split.labels[rows[own].numpy()]).to(device)
-    drawing = step_generator(task.seed, epoch, step, "loss")
-    return Batch(views, labels, rows[own], drawing, rank, processes, clock, places)
+    return batch[rank * len(batch) // processes : (rank + 1) * len(batch) // processes]
+
+
+def _batch(task: Task, which: Tensor, images: Tensor, drawn: list[Drawn], clock: Clock, device: torch.device) -> Batch:
+    """Of images, those at the places `which` of the task's index, the views that were drawn for them."""
+    rows = task.index[which]
+    views, places = located_views(drawn, images, which.to(device))
+    labels = torch.from_numpy(task.split.labels[rows.numpy()]).to(device)
+    drawing = step_generator(task.seed, clock.epoch, clock.step % clock.steps_per_epoch, "loss")
+    return Batch(views, labels, rows, drawing, distributed.rank(), distributed.processes(), clock, places)
 
 
 def _half_precision(precision: str, device: torch.device) -> bool:
