@@ -151,6 +151,27 @@ def test_no_pixel_outside_the_crop_is_read(interpolation: str) -> None:
     assert torch.equal(crops[0], crops[1]) and torch.equal(crops[0], crops[2])
 
 
+@pytest.mark.parametrize("size", [120, 150])
+def test_enlarging_is_resampling_and_reads_nothing_outside_the_image(size: int) -> None:
+    canvas = torch.randint(0, 256, (6, 3, 130, 128), dtype=torch.uint8)
+    rows, columns = ops.crop_spans(BOXES)
+    spans = ops.mirror(rows, torch.arange(6) % 2 == 0), ops.mirror(columns, torch.arange(6) % 3 == 0)
+    ours = ops.enlarge(canvas, *spans, size)
+    torch.testing.assert_close(ours, ops.resample(canvas, *spans, size), atol=0.03, rtol=0)  # of 255, on white noise
+    canvas[:, :, 100:], canvas[..., 120:] = 0, 255  # the boxes are of images of 100 x 120
+    assert torch.equal(ops.enlarge(canvas, *spans, size), ours)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale_max"), [(96, 96, 0.14), (96, 96, 1.0), (64, 400, 1.0), (64, 400, 0.05), (50, 70, 0.3)]
+)
+def test_no_crop_is_larger_than_the_largest(height: int, width: int, scale_max: float) -> None:
+    sizes, generator = torch.tensor([[height, width]]), torch.Generator().manual_seed(0)
+    boxes = ops.draw_crop(torch.rand(100_000, 22, generator=generator), sizes, (0.02, scale_max))
+    largest = ops.largest_crop(torch.cat((sizes, torch.tensor([[8, 8]]))), scale_max)
+    assert 0.95 * largest <= boxes[:, 2:].max() <= largest or largest == width  # where a crop of all may be too long
+
+
 def test_identity_crop_is_exact() -> None:
     image = smooth_noise(1, 48, 48)
     whole = ops.crop_spans(torch.tensor([[0, 0, 48, 48]]))
@@ -241,6 +262,12 @@ def test_blur_spreads_an_impulse_by_sigma_and_keeps_a_constant() -> None:
     assert math.isclose(variance.sqrt().item(), 1.5, rel_tol=2e-3)
     constant = torch.full((1, 3, 9, 9), 0.7)
     torch.testing.assert_close(ops.gaussian_blur(constant, torch.tensor([2.0]), 6), constant)
+
+
+def test_blur_of_what_is_smaller_than_its_reach() -> None:
+    image, sigma = torch.rand(1, 3, 5, 7), torch.tensor([1.0])
+    expected = reference.gaussian_blur(image, [9, 9], [1.0, 1.0])
+    torch.testing.assert_close(ops.gaussian_blur(image, sigma, 30), expected, atol=1e-5, rtol=0)
 
 
 def test_solarize_turns_over_at_128() -> None:
