@@ -42,7 +42,7 @@ class Feed:
         if self.mapped:
             yield from (self.split.take(rows)[0] for rows in batches)
         elif self.resident is not None:
-            yield from (self.resident.index_select(0, _sent(rows, self.device)) for rows in batches)
+            yield from (self.resident.index_select(0, sent(rows, self.device)) for rows in batches)
         else:
             yield from self._ahead(batches)
 
@@ -52,7 +52,7 @@ class Feed:
 
         def fetch(rows: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
             with torch.cuda.stream(stream) if stream else nullcontext():
-                images = _sent(self.split.take(rows, self.canvas)[0], self.device)
+                images = sent(self.split.take(rows, self.canvas)[0], self.device)
                 return images, stream.record_event() if stream else None
 
         with ThreadPoolExecutor(1) as thread:
@@ -72,6 +72,6 @@ class Feed:
         return images
 
 
-def _sent(x: Tensor, device: torch.device) -> Tensor:
+def sent(x: Tensor, device: torch.device) -> Tensor:
     """To a GPU without waiting for it, which takes memory that cannot be paged out."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x

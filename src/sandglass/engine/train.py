@@ -26,7 +26,7 @@ from sandglass import distributed, slurm
 from sandglass.auxiliary._base import Auxiliary
 from sandglass.backbones.grid import Encoder
 from sandglass.config import Engine
-from sandglass.data.feed import Feed
+from sandglass.data.feed import Feed, sent
 from sandglass.data.loader import Batch, Clock, Split, epoch_order, step_generator
 from sandglass.engine import checkpoint, optim
 from sandglass.engine.cost import Cost
@@ -244,8 +244,8 @@ def _own(batch: Tensor) -> Tensor:
 def _batch(task: Task, which: Tensor, images: Tensor, drawn: list[Drawn], clock: Clock, device: torch.device) -> Batch:
     """Of images, those at the places `which` of the task's index, the views that were drawn for them."""
     rows = task.index[which]
-    views, places = located_views(drawn, images, which.to(device))
-    labels = torch.from_numpy(task.split.labels[rows.numpy()]).to(device)
+    views, places = located_views(drawn, images, sent(which, device))
+    labels = sent(torch.from_numpy(task.split.labels[rows.numpy()]), device)
     drawing = step_generator(task.seed, clock.epoch, clock.step % clock.steps_per_epoch, "loss")
     return Batch(views, labels, rows, drawing, distributed.rank(), distributed.processes(), clock, places)
 

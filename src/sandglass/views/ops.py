@@ -1,10 +1,11 @@
 """Image operations on a batch in which every sample has its own parameters.
 
-Drawing is apart from applying. A `draw_*` function turns numbers u (..., k), uniform in [0, 1), into parameters
-(..., m); an operation takes float images (B, C, H, W) in [0, 1] together with such parameters of each, on their device,
-is deterministic, and returns new images of that range. `only` applies an operation to the samples whose gate is on and
-leaves the others untouched. The definitions are torchvision's (Pillow's, but for its rounding to 8 bits), so one image
-treated alone gives the same pixels; no pixel outside an image's true size is ever read.
+Drawing is apart from applying. A `draw_*` function turns numbers u (..., k), uniform in [0, 1), into parameters (...,
+m); an operation takes float images (B, C, H, W) in [0, 1] together with such parameters of each, on their device, is
+deterministic, and returns new images of that range (or, with a name that ends in _, changes them). `only` applies an
+operation to the samples whose gate is on and leaves the others untouched. The definitions are torchvision's (Pillow's,
+but for its rounding to 8 bits), so one image treated alone gives the same pixels; no pixel outside an image's true size
+is ever read.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def only(images: Tensor, gate: Tensor, operation: Callable[..., Tensor], *parame
     are worked on, and what is not wanted is dropped.
     """
     if images.device.type != "cpu" or STATIC:
-        images.copy_(torch.where(gate.to(images.device).view(-1, 1, 1, 1), operation(images, *parameters), images))
+        there = gate.to(images.device, non_blocking=True)
+        images.copy_(torch.where(there.view(-1, 1, 1, 1), operation(images, *parameters), images))
     elif len(chosen := gate.nonzero().squeeze(1)):
         values = (parameter.index_select(0, chosen) for parameter in parameters)
         images.index_copy_(0, chosen, operation(images.index_select(0, chosen), *values))
@@ -62,7 +64,7 @@ def _each(values: Tensor, images: Tensor) -> Tensor:
     return values.to(images.device, images.dtype).view(-1, 1, 1, 1)
 
 
-# --- resampling: crop, flip and resize as two matrix products -----------------------------------------------------
+# --- resampling: crop, flip and resize at once --------------------------------------------------------------------
 
 
 def draw_crop(u: Tensor, sizes: Tensor, scale: tuple[float, float]) -> Tensor:

@@ -151,11 +151,9 @@ SLICE = 2**20  # pixel values worked on at once on a CPU: what its caches hold
 DRAWN_AT_ONCE = 2**13  # views whose parameters are drawn at once, to hold the memory down
 
 GATES = ("quarter_turn", "grey", "blur", "solarize", "local_rotation", "region_confusion")
-NUMBERS = {"crop": 22, "hflip": 1, "vflip": 1, "jitter": 9, "sigma": 1, "patch": 4, "cells": 48} | dict.fromkeys(
-    GATES, 1
-)
-FIRST = dict(zip(NUMBERS, accumulate(NUMBERS.values(), initial=0)))  # a view has an address for each, also if it is off
-LARGE_VIEWS, VIEWS = 8, 40  # addresses of views that an image has, the small ones after the large ones
+NUMBERS = {"crop": 22, "jitter": 9, "patch": 4, "cells": 48} | dict.fromkeys(("hflip", "vflip", "sigma", *GATES), 1)
+FIRST = dict(zip(NUMBERS, accumulate(NUMBERS.values(), initial=0)))  # a view has addresses also for what is off
+LARGE_VIEWS, VIEWS = 8, 40  # that an image has addresses for, the small views after the large ones
 
 
 @dataclass(frozen=True)

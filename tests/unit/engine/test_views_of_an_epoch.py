@@ -33,6 +33,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Watching(SimSiam):
     """Keeps what it is shown: (epoch, row) -> two views."""
 
+    seen: Any
+
     def features(self, encoder: Encoder, batch: Batch) -> list[Features]:
         for i, row in enumerate(batch.index.tolist()):
             assert (batch.clock.epoch, row) not in self.seen
