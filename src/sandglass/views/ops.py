@@ -166,6 +166,19 @@ def _both_sides(down: Tensor, images: Tensor, across: Tensor) -> Tensor:
     return torch.matmul(down.unsqueeze(1), narrow.view(batch, channels, height, -1))
 
 
+def window(images: Tensor, rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the spans read, at most `side` x `side` pixels, cut out: (B, C, side, side), and the spans in it."""
+
+    def axis(spans: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        first = spans[:, 2:3].clamp(max=length - side)
+        moved = torch.cat((first, torch.zeros_like(first), first, first), 1)
+        return first.long() + torch.arange(side, device=images.device), spans - moved
+
+    (y, rows), (x, columns) = axis(rows, images.shape[2]), axis(columns, images.shape[3])
+    places = (y.unsqueeze(2) * images.shape[3] + x.unsqueeze(1)).flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, places).unflatten(2, (side, side)), rows, columns
+
+
 def enlarge(images: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:
     """What bilinear `resample` gives where no span is longer than `size`: its kernel then covers two pixels, and to
     read them by their place is several times faster than matrix products."""

@@ -162,7 +162,7 @@ class Drawn:
 
     side: int
     settings: dict[str, Any]
-    enlarges: bool  # no crop is larger than the view
+    largest: float  # the longest side in px that a crop can have
     values: dict[str, Tensor]
 
 
@@ -224,8 +224,8 @@ def draw_views(
         slices = zip(sizes.split(share), rows.to(sizes.device).split(share))
         parts = [draw(kind, *part, side, start, place * LARGE_VIEWS) for part in slices]
         values = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        enlarges = 0 < ops.largest_crop(sizes, kind["crop_scale_max"]) <= side and kind["interpolation"] == "bilinear"
-        drawn.append(Drawn(side, kind, enlarges, values))
+        largest = ops.largest_crop(sizes, kind["crop_scale_max"]) if kind["crop_scale_max"] > 0 else math.inf
+        drawn.append(Drawn(side, kind, largest, values))
     return drawn
 
 
@@ -298,7 +298,9 @@ def _views(drawn: Drawn, values: dict[str, Tensor], images: Tensor) -> list[Tens
 def _apply(drawn: Drawn, values: dict[str, Tensor], pixels: Tensor, views: Tensor) -> None:
     """Fill `views` from `pixels`, in the order that the top of this file gives."""
     settings, spans = drawn.settings, (values["rows"], values["columns"])
-    if drawn.enlarges:
+    if drawn.largest < 0.7 * min(pixels.shape[2:]):  # most of the image will not be seen
+        pixels, *spans = ops.window(pixels, *spans, math.ceil(drawn.largest))
+    if drawn.largest <= drawn.side and settings["interpolation"] == "bilinear":
         crop = ops.enlarge(pixels, *spans, drawn.side)
     else:
         crop = ops.resample(pixels, *spans, drawn.side, settings["interpolation"])

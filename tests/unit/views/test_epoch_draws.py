@@ -127,7 +127,7 @@ def test_working_on_all_samples_gives_what_working_on_the_chosen_ones_gives(
 def test_no_value_is_asked_of_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On torch's "meta" device there are none, so whoever asks, or takes as many as a value says, fails."""
     monkeypatch.setattr(torch, "autocast", lambda *given, **more: torch.no_grad())  # it does not know the device
-    there = [Drawn(p.side, p.settings, p.enlarges, {k: v.to("meta") for k, v in p.values.items()}) for p in drawn(name)]
+    there = [Drawn(p.side, p.settings, p.largest, {k: v.to("meta") for k, v in p.values.items()}) for p in drawn(name)]
     views, places = located_views(there, images_of()[:4].to("meta"), torch.arange(4, device="meta"))
     assert [view.shape[2] for view in views] == [part.side for part in there for _ in range(part.settings["count"])]
     assert all(place.centres(3, 3).shape == (4, 3, 3, 2) for place in places)

@@ -162,6 +162,17 @@ def test_enlarging_is_resampling_and_reads_nothing_outside_the_image(size: int) 
     assert torch.equal(ops.enlarge(canvas, *spans, size), ours)
 
 
+def test_a_window_holds_all_that_the_crops_read() -> None:
+    """Crops of at most 40 pixels a side of images of 100 x 120: in the corners, in the middle, flipped."""
+    canvas = torch.randint(0, 256, (5, 3, 130, 128), dtype=torch.uint8)
+    boxes = torch.tensor([[0, 0, 40, 40], [60, 80, 40, 40], [99, 119, 1, 1], [33, 20, 17, 40], [5, 90, 40, 12]])
+    rows, columns = ops.crop_spans(boxes)
+    spans = ops.mirror(rows, torch.arange(5) % 2 == 0), ops.mirror(columns, torch.arange(5) % 3 == 0)
+    cut, *inside = ops.window(canvas, *spans, 40)
+    assert cut.shape == (5, 3, 40, 40) and cut.dtype == torch.uint8
+    torch.testing.assert_close(ops.resample(cut, *inside, 24), ops.resample(canvas, *spans, 24), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("height", "width", "scale_max"), [(96, 96, 0.14), (96, 96, 1.0), (64, 400, 1.0), (64, 400, 0.05), (50, 70, 0.3)]
 )
