@@ -297,13 +297,13 @@ def _views(drawn: Drawn, values: dict[str, Tensor], images: Tensor) -> list[Tens
 
 def _apply(drawn: Drawn, values: dict[str, Tensor], pixels: Tensor, views: Tensor) -> None:
     """Fill `views` from `pixels`, in the order that the top of this file gives."""
-    settings, spans = drawn.settings, (values["rows"], values["columns"])
+    settings, rows, columns = drawn.settings, values["rows"], values["columns"]
     if drawn.largest < 0.7 * min(pixels.shape[2:]):  # most of the image will not be seen
-        pixels, *spans = ops.window(pixels, *spans, math.ceil(drawn.largest))
+        pixels, rows, columns = ops.window(pixels, rows, columns, math.ceil(drawn.largest))
     if drawn.largest <= drawn.side and settings["interpolation"] == "bilinear":
-        crop = ops.enlarge(pixels, *spans, drawn.side)
+        crop = ops.enlarge(pixels, rows, columns, drawn.side)
     else:
-        crop = ops.resample(pixels, *spans, drawn.side, settings["interpolation"])
+        crop = ops.resample(pixels, rows, columns, drawn.side, settings["interpolation"])
     torch.div(crop, 255, out=views).clamp_(0, 1)  # a cubic overshoots
 
     def some(key: str, operation: Callable[..., Tensor], *parameters: str) -> None:
