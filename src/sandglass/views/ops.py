@@ -214,7 +214,8 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 def blend_(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
     """In place: f x + (1 - f) y, with y by each sample's kind (B,): black, the mean luma of the image now, its luma."""
     towards = luma(images)
-    flat = towards.mean((2, 3), keepdim=True).mul_(_each(kind == CONTRAST, images))
+    flat = towards.mean(3, keepdim=True).mean(2, keepdim=True)  # in one go, threads would share the sum of a lone image
+    flat.mul_(_each(kind == CONTRAST, images))
     towards = torch.lerp(flat, towards, _each(kind == SATURATION, images))
     return torch.lerp(towards, images, _each(factor, images), out=images).clamp_(0, 1)
 

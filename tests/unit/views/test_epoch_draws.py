@@ -79,6 +79,20 @@ def test_views_are_the_same_to_the_bit_in_any_batch_and_order(name: str, size: i
             assert torch.equal(view, expected[some])
 
 
+def test_two_threads_share_no_sum_of_a_lone_image() -> None:
+    """At 224 px a sum is long enough to be shared, and one image in a batch would have its own rounding."""
+    sizes, threads = torch.full((6, 2), 64), torch.get_num_threads()
+    parameters, images = drawn("simclr", sizes, 224), images_of(sizes)
+    torch.set_num_threads(2)
+    try:
+        whole, _ = located_views(parameters, images)
+        for some in torch.arange(6).split(1):
+            for view, expected in zip(located_views(parameters, images[some], some)[0], whole, strict=True):
+                assert torch.equal(view, expected[some])
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "plain"])
 def test_another_seed_epoch_image_or_view_is_another_draw(name: str) -> None:
     sizes = torch.full((50, 2), 64)
