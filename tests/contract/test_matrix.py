@@ -17,7 +17,7 @@ from sandglass.objectives import OBJECTIVES
 from sandglass.objectives._check import check
 from sandglass.registry import literals
 from sandglass.views import RECIPES
-from sandglass.views.recipes import located_views, sizes_of
+from sandglass.views.recipes import draw_views, located_views, sizes_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 SIZES = (32, 64, 96, 160, 224)
@@ -60,7 +60,8 @@ def outcome(objective, backbone, size, recipe=None):
     learned = kind(encoder, settings, 2)
     images = torch.randint(0, 256, (IMAGES, 3, size, size), dtype=torch.uint8)
     sizes = torch.full((IMAGES, 2), size)
-    made, places = located_views(recipe, views, images, sizes, size, step_generator(0, 0, 0, "views"))
+    drawn = draw_views(recipe, views, sizes, size, step_generator(0, 0, 0, "views"))
+    made, places = located_views(drawn, images)
     labels, index = torch.arange(IMAGES) % 2, torch.arange(IMAGES)
     batch = Batch(made, labels, index, step_generator(0, 0, 0, "loss"), clock=Clock(50, 100, 10), places=places)
     loss = learned.loss(encoder, learned.features(encoder, batch), batch)["loss"]

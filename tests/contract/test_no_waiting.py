@@ -15,7 +15,7 @@ from sandglass.engine.step import Step
 from sandglass.objectives import OBJECTIVES
 from sandglass.registry import literals
 from sandglass.views import RECIPES
-from sandglass.views.recipes import located_views
+from sandglass.views.recipes import draw_views, located_views
 
 IMAGES, CLASSES, META = 8, 4, torch.device("meta")
 
@@ -42,7 +42,8 @@ def batch_of(objective, step):
     recipe = literals(OBJECTIVES.rows[objective].partition(":")[0])["VIEWS"]
     images, sizes = torch.zeros(IMAGES, 3, 32, 32, dtype=torch.uint8), torch.full((IMAGES, 2), 32)
     generator = step_generator(0, 0, step, "views")
-    views, places = located_views(recipe, resolve(RECIPES, recipe, {}), images, sizes, 32, generator)
+    drawn = draw_views(recipe, resolve(RECIPES, recipe, {}), sizes, 32, generator)
+    views, places = located_views(drawn, images, torch.arange(IMAGES))
     views = [view.to(META) for view in views]
     labels = torch.zeros(IMAGES, dtype=torch.int64, device=META)
     clock = Clock(step, 12, 3)

@@ -19,7 +19,7 @@ from sandglass.errors import Exit, Problem
 from sandglass.objectives import OBJECTIVES
 from sandglass.registry import literals
 from sandglass.views import RECIPES
-from sandglass.views.recipes import located_views
+from sandglass.views.recipes import draw_views, located_views
 
 CLASSES, IMAGES, STEPS_PER_EPOCH = 4, 8, 3
 
@@ -44,16 +44,9 @@ def batch_of(name, step=0, own=slice(None), rank=0, processes=1):
     images = torch.randint(
         0, 256, (IMAGES, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(step)
     )
-    recipe = recipe_of(name)
-    views, places = located_views(
-        recipe,
-        resolve(RECIPES, recipe, {}),
-        images[own],
-        torch.full((IMAGES, 2), 40),
-        32,
-        step_generator(0, 0, step, "views"),
-        own,
-    )
+    recipe, sizes = recipe_of(name), torch.full((IMAGES, 2), 40)
+    drawn = draw_views(recipe, resolve(RECIPES, recipe, {}), sizes, 32, step_generator(0, 0, step, "views"))
+    views, places = located_views(drawn, images[own], torch.arange(IMAGES)[own])
     labels, index = torch.arange(IMAGES) % CLASSES, torch.arange(IMAGES)
     clock = Clock(step, 4 * STEPS_PER_EPOCH, STEPS_PER_EPOCH)
     generator = step_generator(0, 0, step, "loss")

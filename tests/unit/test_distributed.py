@@ -3,7 +3,6 @@
 import copy
 import os
 
-import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -17,7 +16,6 @@ from sandglass.engine.online import OnlineProbe
 from sandglass.objectives.byol import BYOL
 from sandglass.objectives.byol import SETTINGS as BYOL_SETTINGS
 from sandglass.registry import default
-from sandglass.views.recipes import make_views
 
 IMAGES = 8
 
@@ -141,18 +139,6 @@ def test_halves_normalised_apart_would_be_noticed(both, alone):
 def test_flags_and_word_reach_every_process(both):
     for found in both:
         assert found["flags"].tolist() == [True, False, True] and bool(found["told"])
-
-
-@pytest.mark.parametrize("recipe", ["crop_flip", "simclr"])
-def test_an_image_has_the_same_views_whoever_makes_them(recipe):
-    images = torch.randint(0, 256, (IMAGES, 3, 40, 48), dtype=torch.uint8)
-    sizes = torch.stack((torch.randint(20, 41, (IMAGES,)), torch.randint(20, 49, (IMAGES,))), 1)
-    whole = make_views(recipe, {}, images, sizes, 64, step_generator(1, 2, 3, "views"))
-    for own in (slice(0, 3), slice(3, 8)):
-        part = make_views(recipe, {}, images[own], sizes, 64, step_generator(1, 2, 3, "views"), own)
-        assert len(part) == len(whole)
-        for mine, theirs in zip(part, whole, strict=True):
-            np.testing.assert_allclose(mine, theirs[own], atol=1e-6)
 
 
 def test_what_losses_draw_does_not_depend_on_who_shares_the_batch():

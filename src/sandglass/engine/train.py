@@ -2,7 +2,8 @@
 (distributed.py). It makes batches, has steps made of them (step.py), and looks at what those leave every few steps: a
 look waits for the device.
 
-All randomness is a function of (seed, epoch, step): a run that is killed and resumed takes the same steps, to the bit.
+All randomness is a function of (seed, epoch, step), that of views of (seed, epoch, image): a run that is killed and
+resumed takes the same steps, to the bit, and an image has the same views in a batch of any size.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sandglass import distributed, slurm
 from sandglass.auxiliary._base import Auxiliary
 from sandglass.backbones.grid import Encoder
 from sandglass.config import Engine
+from sandglass.data.feed import Feed, sent
 from sandglass.data.loader import Batch, Clock, Split, epoch_order, step_generator
 from sandglass.engine import checkpoint, optim
 from sandglass.engine.cost import Cost
@@ -37,7 +39,7 @@ from sandglass.engine.step import Step, checkpoint_activations, refuse_parts
 from sandglass.errors import Exit, Problem
 from sandglass.objectives._base import Objective
 from sandglass.runs import write_atomic
-from sandglass.views.recipes import located_views
+from sandglass.views.recipes import Drawn, draw_views, located_views
 
 LIMIT_MARGIN_SECONDS = (
     120.0  # before a time limit, for the step at hand, a validation and the save; less if it is short
@@ -155,7 +157,9 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
         save_seconds = time.monotonic() - tick
 
     unchecked: list[tuple[int, Tensor, Tensor]] = []  # step, (loss, gradient norm), ids: read without stalling a GPU
-    ordered = -1  # the epoch that `order` belongs to
+    ordered = -1  # the epoch that `order`, `drawn` and `images` belong to
+    feed, sizes = Feed(task.split, device), torch.from_numpy(task.split.sizes)[task.index].to(device)
+    (recipe, views), *_ = task.views.items()
     saved_at, deadline = time.monotonic(), _deadline(engine)
     with (
         _stop_requests() as stop,
@@ -165,7 +169,11 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
         while step < steps:
             epoch, within = divmod(step, steps_per_epoch)
             if epoch != ordered:
-                order, ordered = task.index[epoch_order(len(task.index), task.seed, epoch)], epoch
+                order, ordered = epoch_order(len(task.index), task.seed, epoch), epoch
+                own = [_own(order[i * batch_size :][:batch_size], engine.accumulate) for i in range(steps_per_epoch)]
+                starting = step_generator(task.seed, epoch, 0, "views")
+                drawn = draw_views(recipe, views, sizes, task.size, starting, task.index)
+                images = feed.images(task.index[part] for parts in own[within:] for part in parts)
                 modules.train()
                 for module in task.frozen:
                     module.eval()
@@ -174,15 +182,15 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             tick = time.monotonic()
             factor = learning_rate_factor(step, steps, warmup_steps, settings["schedule"])
             optim.set_rates(optimizer, lr, factor)
-            rows = order[within * batch_size : (within + 1) * batch_size]
-            seen = make_step(_batches(task, rows, Clock(step, steps, steps_per_epoch), device, engine.accumulate))
+            seen = make_step(_batches(task, own[within], images, drawn, Clock(step, steps, steps_per_epoch), device))
             step += 1
             task.objective.after_step(task.encoder, step / steps)
             for auxiliary in task.auxiliaries.values():
                 auxiliary.after_step(task.encoder, step / steps)
             if task.online:
                 task.online.learn(seen.pooled, seen.labels, LR_PER_256 * batch_size / 256 * factor)
-            unchecked.append((step, torch.stack((seen.loss, seen.scalars["gradient_norm"])), rows))
+            ids = task.index[torch.cat(own[within])]
+            unchecked.append((step, torch.stack((seen.loss, seen.scalars["gradient_norm"])), ids))
 
             ends_epoch = step % steps_per_epoch == 0
             due, ending, to_save = distributed.any_of(
@@ -220,32 +228,30 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     return Outcome(steps, attempts, cost, collapsed)
 
 
-def _batches(task: Task, rows: Tensor, clock: Clock, device: torch.device, parts: int) -> Iterator[Batch]:
-    """This process's share of a batch of `rows`, in so many parts."""
-    for part in range(parts):
-        batch = _batch(task, rows, clock, device, distributed.rank() * parts + part, distributed.processes() * parts)
+def _own(batch: Tensor, parts: int) -> list[Tensor]:
+    """This process's share of a batch, in so many parts."""
+    count, first = distributed.processes() * parts, distributed.rank() * parts
+    return [batch[k * len(batch) // count : (k + 1) * len(batch) // count] for k in range(first, first + parts)]
+
+
+def _batches(
+    task: Task,
+    parts: list[Tensor],
+    images: Iterator[Tensor],
+    drawn: list[Drawn],
+    clock: Clock,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Of the images at the places `parts` of the task's index, the views that were drawn for them."""
+    for k, which in enumerate(parts):
+        rows, rank = task.index[which], distributed.rank() * len(parts) + k
+        views, places = located_views(drawn, next(images), sent(which, device))
+        labels = sent(torch.from_numpy(task.split.labels[rows.numpy()]), device)
+        drawing = step_generator(task.seed, clock.epoch, clock.step % clock.steps_per_epoch, "loss")
+        batch = Batch(views, labels, rows, drawing, rank, distributed.processes() * len(parts), clock, places)
         drops = int(torch.randint(2**62, (), generator=batch.generator))
-        torch.manual_seed(drops + batch.rank)  # drop-path and dropout
+        torch.manual_seed(drops + rank)  # drop-path and dropout
         yield batch
-
-
-def _batch(task: Task, rows: Tensor, clock: Clock, device: torch.device, rank: int, processes: int) -> Batch:
-    """The `rank`-th part of a batch of `rows`."""
-    own = slice(rank * len(rows) // processes, (rank + 1) * len(rows) // processes)
-    images, _ = task.split.take(rows[own])
-    images, labels = _sent(images, device), _sent(torch.from_numpy(task.split.labels[rows[own].numpy()]), device)
-    sizes = torch.from_numpy(task.split.sizes[rows.numpy()])
-    (name, settings), *_ = task.views.items()
-    epoch, step = divmod(clock.step, clock.steps_per_epoch)
-    generator = step_generator(task.seed, epoch, step, "views")
-    views, places = located_views(name, settings, images, sizes, task.size, generator, own)
-    drawing = step_generator(task.seed, epoch, step, "loss")
-    return Batch(views, labels, rows[own], drawing, rank, processes, clock, places)
-
-
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """To a GPU without waiting for it, which takes memory that cannot be paged out."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def _half_precision(precision: str, device: torch.device) -> bool:

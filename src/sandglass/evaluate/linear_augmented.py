@@ -81,8 +81,8 @@ def fit(subject: Subject, grid: list[float], settings: dict[str, Any], seed: int
             group["lr"] = rate * factor
         some = order[within * batch_size : (within + 1) * batch_size]
         images, sizes = train.take(some)
-        generator = step_generator(seed, epoch, within, "probe views")
-        (view,) = make_views("crop_flip", {}, images.to(device), sizes, subject.size, generator)
+        generator = step_generator(seed, epoch, 0, "probe views")
+        (view,) = make_views("crop_flip", {}, images.to(device), sizes.to(device), subject.size, generator, some)
         labels = torch.from_numpy(train.labels[some.numpy()]).to(device)
         with plain_float32(device):
             with judging(subject.encoder):

@@ -78,7 +78,7 @@ class Jigsaw(Objective):
         slack = view.shape[-1] // 3 - self.side
         shift = batch.drawn(lambda n, generator: torch.randint(slack + 1, (n, 9, 2), generator=generator))
         which = batch.drawn(lambda n, generator: torch.randint(len(self.table), (n,), generator=generator))
-        ops.only(view, batch.drawn(lambda n, generator: ops.draw_gate(n, self.grey, generator)), ops.grey)
+        ops.only(view, batch.drawn(lambda n, generator: torch.rand(n, generator=generator)) < self.grey, ops.grey)
         self.answer = which.to(view.device, non_blocking=True)
         tiles = cut(view, shift.to(view.device, non_blocking=True), self.side)
         return tiles[torch.arange(len(tiles), device=tiles.device)[:, None], self.table[self.answer]]

@@ -1,10 +1,11 @@
 """Image operations on a batch in which every sample has its own parameters.
 
-Drawing is apart from applying. A `draw_*` function takes a CPU generator and returns CPU tensors whose first dimension
-is the sample; an operation takes float images (B, C, H, W) in [0, 1] on any device together with such parameters, is
-deterministic, and returns new images of that range. `only` applies an operation to the samples whose gate is on and
-leaves the others untouched. The definitions are torchvision's (Pillow's, but for its rounding to 8 bits), so one image
-treated alone gives the same pixels; no pixel outside an image's true size is ever read.
+Drawing is apart from applying. A `draw_*` function turns numbers u (..., k), uniform in [0, 1), into parameters (...,
+m); an operation takes float images (B, C, H, W) in [0, 1] together with such parameters of each, on their device, is
+deterministic, and returns new images of that range (or, with a name that ends in _, changes them). `only` applies an
+operation to the samples whose gate is on and leaves the others untouched. The definitions are torchvision's (Pillow's,
+but for its rounding to 8 bits), so one image treated alone gives the same pixels; no pixel outside an image's true size
+is ever read.
 """
 
 from __future__ import annotations
@@ -13,33 +14,49 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 GREY = (0.2989, 0.5870, 0.1140)  # weights of red, green and blue in luma, as torchvision rounds them
 
 
-def draw_uniform(n: int, low: float, high: float, generator: Generator) -> Tensor:
-    """(n,) float64 from U[low, high)."""
-    return low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
+def numbers(start: int, addresses: Tensor, k: int) -> Tensor:
+    """(..., k) float32, uniform in [0, 1): the k after each address in the sequence of SplitMix64 from `start` on.
+
+    That generator (Steele, Lea and Flood, OOPSLA 2014) is a function of the place in its sequence: any number can be
+    had without those before it, in any order, and, as whole numbers are exact, on any device alike.
+    """
+    z = addresses.unsqueeze(-1) + torch.arange(1, k + 1, device=addresses.device)
+    z.mul_(0x9E3779B97F4A7C15 - 2**64).add_(start)  # int64 wraps as the uint64 of the definition does
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z.bitwise_xor_((z >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor - 2**64)
+    return (z >> 40).bitwise_and_(2**24 - 1).float().mul_(2**-24)  # its last step does not reach these bits
 
 
-def draw_gate(n: int, probability: float | Tensor, generator: Generator) -> Tensor:
-    """(n,) bool: one coin a sample; all of one probability, or each (n,) of its own."""
-    return draw_uniform(n, 0, 1, generator) < probability
+def draw_uniform(u: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """U[low, high)."""
+    return low + (high - low) * u
 
 
-def draw_below(limit: Tensor, generator: Generator) -> Tensor:
-    """Whole numbers, uniform over 0 .. limit-1, in the shape of `limit` (int64)."""
-    return (torch.rand(limit.shape, generator=generator, dtype=torch.float64) * limit).long()
+def draw_below(u: Tensor, limit: float | Tensor) -> Tensor:
+    """Whole numbers, uniform over 0 .. limit-1."""
+    return (u * limit).floor()
+
+
+STATIC = False  # apply everything to all samples on a CPU too: for tests
 
 
 def only(images: Tensor, gate: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
-    """In place: images[gate] = operation(images[gate], parameters[gate]). gate (B,) is on the CPU: no device sync."""
-    chosen = gate.nonzero().squeeze(1)
-    if len(chosen):
-        there = chosen.to(images.device)
+    """In place: images[gate] = operation(images[gate], parameters[gate]).
+
+    On a CPU work costs, so the others are left out. On a GPU launches cost, and a captured graph has fixed shapes: all
+    are worked on, and what is not wanted is dropped.
+    """
+    if images.device.type != "cpu" or STATIC:
+        there = gate.to(images.device, non_blocking=True)
+        images.copy_(torch.where(there.view(-1, 1, 1, 1), operation(images, *parameters), images))
+    elif len(chosen := gate.nonzero().squeeze(1)):
         values = (parameter.index_select(0, chosen) for parameter in parameters)
-        images.index_copy_(0, there, operation(images.index_select(0, there), *values))
+        images.index_copy_(0, chosen, operation(images.index_select(0, chosen), *values))
 
 
 def _each(values: Tensor, images: Tensor) -> Tensor:
@@ -47,57 +64,62 @@ def _each(values: Tensor, images: Tensor) -> Tensor:
     return values.to(images.device, images.dtype).view(-1, 1, 1, 1)
 
 
-# --- resampling: crop, flip and resize as two matrix products -----------------------------------------------------
+# --- resampling: crop, flip and resize at once --------------------------------------------------------------------
 
 
-def draw_crop(sizes: Tensor, scale: tuple[float, float], generator: Generator) -> Tensor:
-    """Random resized crop (Inception, arXiv 1409.4842): (B, 4) int64 top, left, height, width.
+def draw_crop(u: Tensor, sizes: Tensor, scale: tuple[float, float]) -> Tensor:
+    """Random resized crop (Inception, arXiv 1409.4842): u (..., 22), sizes (..., 2) -> (..., 4) top, left and sides.
 
     Ten proposals from the image's true size: area A = U(scale) H W, ratio r = exp U(ln 3/4, ln 4/3), sides sqrt(A r)
     and sqrt(A / r) rounded; the first that fits is taken, else the largest central crop with a ratio in 3/4 .. 4/3.
     """
-    height, width = sizes.double().unbind(1)
-    n, tries, narrow, wide = len(sizes), 10, 3 / 4, 4 / 3
-    area = draw_uniform(tries * n, *scale, generator).view(tries, n) * height * width
-    ratio = draw_uniform(tries * n, math.log(narrow), math.log(wide), generator).view(tries, n).exp()
+    height, width = sizes.float().split(1, -1)
+    narrow, wide = 3 / 4, 4 / 3
+    area, ratio, place = u.split((10, 10, 2), -1)
+    area = draw_uniform(area, *scale) * (height * width)
+    ratio = draw_uniform(ratio, math.log(narrow), math.log(wide)).exp()
     w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = fits.int().argmax(0, keepdim=True)  # argmax names the first of equals
-    place = torch.rand(2, n, generator=generator, dtype=torch.float64)
-    largest_h = torch.minimum(height, (width / narrow).round())
-    largest_w = torch.minimum(width, (height * wide).round())
-    found = fits.any(0)
-    h = torch.where(found, h.gather(0, first)[0], largest_h)
-    w = torch.where(found, w.gather(0, first)[0], largest_w)
-    top = torch.where(found, place[0] * (height - h + 1), (height - h).div(2)).floor()
-    left = torch.where(found, place[1] * (width - w + 1), (width - w).div(2)).floor()
-    return torch.stack((top, left, h, w), 1).long()
+    first = fits.int().argmax(-1, keepdim=True)  # argmax names the first of equals
+    found = fits.any(-1, keepdim=True)
+    h = torch.where(found, h.gather(-1, first), torch.minimum(height, (width / narrow).round()))
+    w = torch.where(found, w.gather(-1, first), torch.minimum(width, (height * wide).round()))
+    slack = torch.cat((height - h, width - w), -1)
+    corner = torch.where(found, draw_below(place, slack + 1), (slack / 2).floor())
+    return torch.cat((corner, h, w), -1)
+
+
+def largest_crop(sizes: Tensor, scale_max: float) -> float:
+    """The longest side in px that a crop of images of these sizes (n, 2) can have; by its area, if all of that fit."""
+    height, width = sizes.double().unbind(-1)
+    bound = (scale_max * 4 / 3 * height * width).sqrt().round()
+    return float(torch.where(bound <= sizes.amin(-1), bound, sizes.amax(-1)).max())
 
 
 def crop_spans(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of a crop, (B, 4) float64 each: begin and run of the output, low and high of reading."""
-    top, left, height, width = boxes.double().unbind(1)
-    return torch.stack((top, height, top, top + height), 1), torch.stack((left, width, left, left + width), 1)
+    """Rows and columns of a crop, (..., 4) float32 each: begin and run of the output, low and high of reading."""
+    top, left, height, width = boxes.float().unbind(-1)
+    return torch.stack((top, height, top, top + height), -1), torch.stack((left, width, left, left + width), -1)
 
 
 def centre_spans(sizes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns, (B, 4) each: the shorter side resized to `size`, then the centre `size` x `size` pixels."""
-    shorter = sizes.amin(1)
+    """Rows and columns, (..., 4) each: the shorter side resized to `size`, then the centre `size` x `size` pixels."""
+    shorter = sizes.amin(-1)
 
     def axis(side: Tensor) -> Tensor:
         resized = side * size // shorter
         scale = side.double() / resized
         margin = ((resized - size) / 2).round()
-        return torch.stack((margin * scale, size * scale, torch.zeros_like(scale), side.double()), 1)
+        return torch.stack((margin * scale, size * scale, torch.zeros_like(scale), side.double()), -1).float()
 
-    return axis(sizes[:, 0]), axis(sizes[:, 1])
+    return axis(sizes[..., 0]), axis(sizes[..., 1])
 
 
 def mirror(spans: Tensor, gate: Tensor) -> Tensor:
-    """The same span read backwards where the gate (B,) is on: a flip that costs nothing."""
-    begin, run, low, high = spans.unbind(1)
-    backwards = torch.stack((begin + run, -run, low, high), 1)
-    return torch.where(gate.unsqueeze(1), backwards, spans)
+    """The same span read backwards where the gate (...) is on: a flip that costs nothing."""
+    begin, run, low, high = spans.unbind(-1)
+    backwards = torch.stack((begin + run, -run, low, high), -1)
+    return torch.where(gate.unsqueeze(-1), backwards, spans)
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -144,6 +166,34 @@ def _both_sides(down: Tensor, images: Tensor, across: Tensor) -> Tensor:
     return torch.matmul(down.unsqueeze(1), narrow.view(batch, channels, height, -1))
 
 
+def window(images: Tensor, rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the spans read, at most `side` x `side` pixels, cut out: (B, C, side, side), and the spans in it."""
+
+    def axis(spans: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        first = spans[:, 2:3].clamp(max=length - side)
+        moved = torch.cat((first, torch.zeros_like(first), first, first), 1)
+        return first.long() + torch.arange(side, device=images.device), spans - moved
+
+    (y, rows), (x, columns) = axis(rows, images.shape[2]), axis(columns, images.shape[3])
+    places = (y.unsqueeze(2) * images.shape[3] + x.unsqueeze(1)).flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, places).unflatten(2, (side, side)), rows, columns
+
+
+def enlarge(images: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:
+    """What bilinear `resample` gives where no span is longer than `size`: its kernel then covers two pixels, and to
+    read them by their place is several times faster than matrix products."""
+
+    def axis(spans: Tensor, side: int) -> Tensor:
+        begin, run, low, high = spans.to(images.device).split(1, 1)
+        centre = begin + (torch.arange(size, device=images.device) + 0.5) * (run / size)
+        inside = 0.5 + side * 2**-22  # by more than what rounding can move: the next pixel out is not read
+        return torch.minimum(torch.maximum(centre, low + inside), high - inside) * (2 / side) - 1
+
+    y, x = axis(rows, images.shape[2]), axis(columns, images.shape[3])
+    grid = torch.stack((x.unsqueeze(1).expand(-1, size, -1), y.unsqueeze(2).expand(-1, -1, size)), 3)
+    return torch.nn.functional.grid_sample(images.float(), grid, align_corners=False)
+
+
 def quarter_turn(images: Tensor) -> Tensor:
     """90 degrees counter-clockwise; H = W."""
     return torch.rot90(images, 1, (2, 3))
@@ -158,29 +208,24 @@ def luma(images: Tensor) -> Tensor:
     return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
-def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """f x"""
-    return (images * _each(factor, images)).clamp_(0, 1)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
-def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """f x + (1 - f) m, with m the mean luma of the image as it is now."""
-    f = _each(factor, images)
-    mean = luma(images.mean((2, 3), keepdim=True))
-    return (images * f).add_((1 - f) * mean).clamp_(0, 1)
+def blend_(images: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
+    """In place: f x + (1 - f) y, with y by each sample's kind (B,): black, the mean luma of the image now, its luma."""
+    towards = luma(images)
+    flat = towards.mean(3, keepdim=True).mean(2, keepdim=True)  # in one go, threads would share the sum of a lone image
+    flat.mul_(_each(kind == CONTRAST, images))
+    towards = torch.lerp(flat, towards, _each(kind == SATURATION, images))
+    return torch.lerp(towards, images, _each(factor, images), out=images).clamp_(0, 1)
 
 
-def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """f x + (1 - f) luma(x)"""
-    return torch.lerp(luma(images), images, _each(factor, images)).clamp_(0, 1)
+def hue_(images: Tensor, shift: Tensor) -> Tensor:
+    """In place: the hue of HSV turned by `shift` turns, value and chroma kept.
 
-
-def hue(images: Tensor, shift: Tensor) -> Tensor:
-    """The hue of HSV turned by `shift` turns, value and chroma kept.
-
-    With V = max, m = min, C = V - m and H in turns, the six sextants of the usual definition are two lines:
-    |H| = 1/6 + (G + B - R - m) / 6C, signed as G - B, and a channel is V - C clamp(2 - 6 |d|, 0, 1), where d is
-    H + shift plus 1/2, 1/6 or -1/6 (red, green, blue), wrapped to [-1/2, 1/2].
+    With V = max, m = min, C = V - m and H in sixths of a turn, the six sextants of the usual definition are two lines:
+    |H| = 1 + (G + B - R - m) / C, signed as G - B, and a channel is V - C clamp(||t| - 3| - 1, 0, 1), where t is H plus
+    the shift and 3, 1 or -1 (red, green, blue), the latter two wrapped to [-3, 3].
     """
     red, green, blue = images.unbind(1)
     value = torch.maximum(red, green)
@@ -188,34 +233,49 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     least = torch.minimum(red, green)
     least = torch.minimum(least, blue, out=least)
     chroma = value - least
-    turns = (green + blue).sub_(red).sub_(least).div_(chroma.clamp(min=1e-12)).add_(1).div_(6)  # grey: any hue will do
-    turns = turns.copysign_(green - blue)
-    offset = torch.tensor([3 / 6, 1 / 6, -1 / 6], device=images.device).view(1, 3, 1, 1)
-    away = turns.unsqueeze(1) + (offset + _each(shift, images))
-    drop = away.sub_(away.round()).abs_().mul_(-6).add_(2).clamp_(0, 1).mul_(chroma.unsqueeze(1))
-    return torch.sub(value.unsqueeze(1), drop, out=drop)
+    sixths = (green + blue).sub_(red).sub_(least).div_(chroma.clamp(min=1e-12)).add_(1)  # grey: any hue will do
+    sixths = sixths.copysign_(green - blue)
+    offset = torch.arange(3, -2, -2, device=images.device).view(1, 3, 1, 1) + 6 * _each(shift, images)
+    away = torch.add(sixths.unsqueeze(1), offset - 6 * (offset / 6).round(), out=images)
+    away.abs_().sub_(3).abs_().clamp_(1, 2)
+    return torch.addcmul(value.add_(chroma).unsqueeze(1), away, chroma.unsqueeze(1), value=-1, out=images)
 
 
-JITTER = (brightness, contrast, saturation, hue)
-
-
-def draw_jitter(n: int, probability: float, strengths: Sequence[float], generator: Generator) -> tuple[Tensor, Tensor]:
-    """Colour jitter: (n, 4) the operation (index into JITTER) of each turn, -1 = left alone; (n, 4) their factors."""
-    gate = draw_gate(n, probability, generator)
-    order = torch.rand(n, 4, generator=generator, dtype=torch.float64).argsort(1)
-    ranges = [(max(0.0, 1 - s), 1 + s) for s in strengths[:3]] + [(-strengths[3], strengths[3])]
-    factors = torch.stack([draw_uniform(n, *limits, generator) for limits in ranges], 1)
-    for kind, strength in enumerate(strengths):
-        if strength == 0:
-            order[order == kind] = -1
-    return order.masked_fill_(~gate.unsqueeze(1), -1), factors
+def draw_jitter(u: Tensor, probability: float, strengths: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Colour jitter: u (..., 9) -> (..., 4) the operation of each turn, from brightness to hue, -1 where the sample is
+    left alone; (..., 4) the factor of each operation."""
+    order = u[..., 1:5].argsort(-1).masked_fill_(u[..., :1] >= probability, -1)
+    around = torch.tensor([1.0, 1.0, 1.0, 0.0], device=u.device)
+    width = torch.tensor(strengths, device=u.device, dtype=u.dtype)
+    lowest = torch.tensor([0.0, 0.0, 0.0, -1.0], device=u.device)
+    return order.to(torch.int8), draw_uniform(u[..., 5:], torch.maximum(around - width, lowest), around + width)
 
 
 def colour_jitter(images: Tensor, order: Tensor, factors: Tensor) -> None:
-    """In place: the four adjustments in each sample's own order (B, 4), clamped after each; factors (B, 4)."""
-    for turn in order.unbind(1):
-        for kind, operation in enumerate(JITTER):
-            only(images, turn == kind, operation, factors[:, kind])
+    """In place: the four adjustments in each sample's own order (B, 4), clamped after each; factors (B, 4).
+
+    Three blends at most come before the hue and three after it: so the hue, which costs most, is turned once.
+    """
+    at = torch.where(order[:, 0] < 0, 4, (order == HUE).int().argmax(1))  # the turn of the hue; 4: left alone
+    x, later, sooner = images, [0] * 4, [len(images)] * 4
+    if worked_on := images.device.type == "cpu" and not STATIC:  # sorted by that turn, to leave out who has none to do
+        by_turn = at.argsort()
+        *later, n = sooner = torch.searchsorted(at[by_turn], torch.arange(5)).tolist()
+        chosen = by_turn[:n]
+        at, order, factors, x = (values.index_select(0, chosen) for values in (at, order, factors, images))
+    kinds = order.long().clamp(min=0)
+    factor = factors.gather(1, kinds)
+
+    def blend(turn: int, wanted: Tensor, part: slice) -> None:
+        blend_(x[part], kinds[part, turn], torch.where(wanted, factor[:, turn], 1)[part])
+
+    for turn in range(3):
+        blend(turn, (turn < at) & (at < 4), slice(later[turn + 1], None))
+    hue_(x, torch.where(at < 4, factors[:, HUE], 0))
+    for turn in range(1, 4):
+        blend(turn, at < turn, slice(sooner[turn]))
+    if worked_on:
+        images.index_copy_(0, chosen, x)
 
 
 def grey(images: Tensor) -> Tensor:
@@ -229,35 +289,32 @@ def solarize(images: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """Separable Gaussian, sigma (B,) in pixels, 2 reach + 1 taps, reflected at the border: as two matrix products."""
+    """Separable Gaussian, sigma (B,) in pixels, 2 reach + 1 taps, reflected at the border (in which no more can be seen
+    than there is): every channel of every sample is convolved with a kernel of its own."""
+    reach = min(reach, images.shape[2] - 1, images.shape[3] - 1)
     taps = torch.arange(-reach, reach + 1, device=images.device)
     bell = (taps / _each(sigma, images).view(-1, 1)).square_().mul_(-0.5).exp_()
     bell = torch.where(bell > 1e-9, bell, 0)  # weights too small to see, but subnormal: a hundred times slower on a CPU
-    bell = bell / bell.sum(1, keepdim=True)
-
-    def matrix(side: int) -> Tensor:
-        last = max(side - 1, 1)
-        seen = (torch.arange(side, device=images.device).view(-1, 1) + taps).remainder(2 * last)
-        seen = torch.minimum(seen, 2 * last - seen)  # a triangle wave: 0 1 2 .. last .. 2 1 0
-        fold = torch.nn.functional.one_hot(seen, last + 1)[..., :side].to(bell.dtype)  # (side, taps, side)
-        return torch.einsum("bt,itj->bij", bell, fold)
-
-    return _both_sides(matrix(images.shape[2]), images, matrix(images.shape[3]))
+    bell = (bell / bell.sum(1, keepdim=True)).repeat_interleave(images.shape[1], 0)
+    x = torch.nn.functional.pad(images, (reach,) * 4, mode="reflect").flatten(0, 1).unsqueeze(0)
+    x = torch.nn.functional.conv2d(x, bell.view(len(bell), 1, 1, -1), groups=len(bell))
+    x = torch.nn.functional.conv2d(x, bell.view(len(bell), 1, -1, 1), groups=len(bell))
+    return x.view(images.shape).clamp_(max=1)  # where rounding has the weights add up to a little more
 
 
 # --- changes of place ---------------------------------------------------------------------------------------------
 
 
-def draw_patch(n: int, height: int, width: int, generator: Generator) -> Tensor:
-    """LoRot-I: (n, 4) int64 side in 2 .. W//2, top and left in 0 .. W-side-1 (as its code has it), turns in 0 .. 3."""
-    side = 2 + draw_below(torch.full((n,), min(height, width) // 2 - 1), generator)
-    top, left = draw_below(height - side, generator), draw_below(width - side, generator)
-    return torch.stack((side, top, left, draw_below(torch.full((n,), 4), generator)), 1)
+def draw_patch(u: Tensor, height: int, width: int) -> Tensor:
+    """LoRot-I: u (..., 4) -> side in 2 .. W//2, top and left in 0 .. W-side-1 (as its code has it), turns in 0 .. 3."""
+    side = 2 + draw_below(u[..., 0], min(height, width) // 2 - 1)
+    top, left = draw_below(u[..., 1], height - side), draw_below(u[..., 2], width - side)
+    return torch.stack((side, top, left, draw_below(u[..., 3], 4)), -1).short()
 
 
 def before_rotation(y: Tensor, x: Tensor, patch: Tensor) -> tuple[Tensor, Tensor]:
     """Where local rotation reads what it shows at y and x, (B, h, w) or (1, h, 1) in pixels from the image's edge."""
-    side, top, left, turns = patch.to(y.device).view(-1, 4, 1, 1).unbind(1)
+    side, top, left, turns = patch.view(-1, 4, 1, 1).unbind(1)
     i, j = y - top, x - left
     inside = (i > 0) & (i < side) & (j > 0) & (j < side)
     for turn in (1, 2, 3):  # one quarter turn reads (i, j) from (j, side - i)
@@ -276,29 +333,30 @@ def local_rotation(images: Tensor, patch: Tensor) -> Tensor:
     return images.flatten(2).gather(2, flat).view_as(images)
 
 
-def draw_confusion(n: int, cells: int, generator: Generator) -> Tensor:
-    """Region confusion: (n, cells^2) int64, the source cell of each cell of the grid, row by row.
+def draw_confusion(u: Tensor, cells: int) -> Tensor:
+    """Region confusion: u (..., cells^2 - 1 at least) -> (..., cells^2), the source cell of each cell of the grid, row
+    by row, uint8.
 
     Every row is scanned from its second cell on, each cell changing places with the one before it by a fair coin; then
     the whole rows are scanned alike (the order of DCL's code, not of its paper).
     """
 
-    def scan(lines: int) -> Tensor:
-        order = torch.arange(cells).repeat(n, lines, 1)
+    def scan(coins: Tensor) -> Tensor:
+        order = torch.arange(cells, device=u.device).repeat(*coins.shape[:-1], 1)
         for i in range(1, cells):
             pair = order[..., i - 1 : i + 1]
-            swap = draw_gate(n * lines, 0.5, generator).view(n, lines, 1)
-            order[..., i - 1 : i + 1] = torch.where(swap, pair.flip(-1), pair)
+            order[..., i - 1 : i + 1] = torch.where(coins[..., i - 1 : i] < 0.5, pair.flip(-1), pair)
         return order
 
-    within, rows = scan(cells), scan(1).transpose(1, 2)
-    return (rows * cells + within).flatten(1)
+    coins = u[..., : cells**2 - 1].unflatten(-1, (cells + 1, cells - 1))
+    within, rows = scan(coins[..., :cells, :]), scan(coins[..., cells, :])
+    return (rows.unsqueeze(-1) * cells + within).flatten(-2).byte()
 
 
-def confusion_edges(side: int, cells: int, trim: int) -> Tensor:
+def confusion_edges(side: int, cells: int, trim: int, device: torch.device) -> Tensor:
     """(cells + 1,) int64: the whole pixels at which cells begin and end, when `trim` pixels of 448 are cut off."""
     cut = trim * side // 448
-    return cut + torch.arange(cells + 1) * (side - 2 * cut) // cells
+    return cut + torch.arange(cells + 1, device=device) * (side - 2 * cut) // cells
 
 
 def before_confusion(y: Tensor, x: Tensor, source: Tensor, side: int, trim: int) -> tuple[Tensor, Tensor]:
@@ -307,9 +365,9 @@ def before_confusion(y: Tensor, x: Tensor, source: Tensor, side: int, trim: int)
     source (B, cells^2) as drawn. As the cells are of one side when they move, a place keeps its share of the cell.
     """
     cells = math.isqrt(source.shape[1])
-    edges = confusion_edges(side, cells, trim).to(y.device)
+    edges = confusion_edges(side, cells, trim, y.device)
     row, column = ((place * cells / side).floor().long().clamp(0, cells - 1) for place in (y, x))
-    origin = source.to(y.device).gather(1, (row * cells + column).flatten(1)).view_as(row)
+    origin = source.long().gather(1, (row * cells + column).flatten(1)).view_as(row)
 
     def read(place: Tensor, shown: Tensor, origin: Tensor) -> Tensor:
         return edges[origin] + (place * cells / side - shown) * edges.diff()[origin]
@@ -327,9 +385,9 @@ def region_confusion(images: Tensor, source: Tensor, trim: int = 10) -> Tensor:
 
     def matrices(side: int) -> tuple[Tensor, Tensor]:
         """Image to mosaic of equal cells, and back."""
-        edges = confusion_edges(side, cells, trim)
-        cell = int(edges[-1] - edges[0]) // cells
-        mosaic = torch.tensor([[0, cells * cell, 0, cells * cell]])
+        edges = confusion_edges(side, cells, trim, images.device)
+        cell = (side - 2 * (trim * side // 448)) // cells
+        mosaic = torch.arange(2, device=images.device).repeat(1, 2) * cells * cell  # 0, all of it, 0, all of it
         spans = torch.stack((edges[:-1], edges.diff(), edges[:-1], edges[1:]), 1)
         cut = weights(spans, cell, side, "lanczos", images.device).flatten(0, 1)
         join = weights(mosaic, side, cells * cell, "bicubic", images.device)
@@ -338,6 +396,6 @@ def region_confusion(images: Tensor, source: Tensor, trim: int = 10) -> Tensor:
     (cut_rows, join_rows), (cut_columns, join_columns) = matrices(images.shape[2]), matrices(images.shape[3])
     mosaic = _both_sides(cut_rows, images, cut_columns)
     pieces = mosaic.unflatten(3, (cells, -1)).unflatten(2, (cells, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    moved = pieces[torch.arange(batch, device=images.device).unsqueeze(1), source.to(images.device)]
+    moved = pieces[torch.arange(batch, device=images.device).unsqueeze(1), source.long()]
     moved = moved.unflatten(1, (cells, cells)).permute(0, 3, 1, 4, 2, 5).reshape(mosaic.shape)
     return _both_sides(join_rows, moved, join_columns).clamp_(0, 1)

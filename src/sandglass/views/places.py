@@ -22,7 +22,7 @@ Place = tuple[Tensor, Tensor]  # rows and columns
 class Places:
     """Of one view of B images, size x size px: spans (B, 4) along rows and columns, as in `ops.crop_spans`.
 
-    moves: of what `recipes.draw` drew, the quarter turn, the local rotation and the region confusion, if there are any.
+    moves: of what `recipes.draw` drew, the quarter turn, the local rotation and the region confusion, if they are on.
     """
 
     rows: Tensor
@@ -33,15 +33,16 @@ class Places:
 
     def centres(self, h: int, w: int) -> Tensor:
         """(B, h, w, 2) float64: row and column, in px of the original image, of the centre of each cell."""
-        whole = torch.ones(len(self.rows), h, w, dtype=torch.float64)
-        y = whole * ((torch.arange(h, dtype=torch.float64).view(-1, 1) + 0.5) * self.size / h)
-        x = whole * ((torch.arange(w, dtype=torch.float64) + 0.5) * self.size / w)
+        device = self.rows.device
+        whole = torch.ones(len(self.rows), h, w, dtype=torch.float64, device=device)
+        y = whole * ((torch.arange(h, device=device).view(-1, 1) + 0.5).double() * self.size / h)
+        x = whole * ((torch.arange(w, device=device) + 0.5).double() * self.size / w)
         y, x = self._undo("region_confusion", self._unconfused, y, x)
         y, x = self._undo("local_rotation", lambda y, x: ops.before_rotation(y, x, self.moves["patch"]), y, x)
         y, x = self._undo("quarter_turn", lambda y, x: (x, self.size - y), y, x)
 
         def along(spans: Tensor, place: Tensor) -> Tensor:
-            begin, run = spans[:, 0].view(-1, 1, 1), spans[:, 1].view(-1, 1, 1)
+            begin, run = spans[:, 0].double().view(-1, 1, 1), spans[:, 1].double().view(-1, 1, 1)
             return begin + place * run / self.size
 
         return torch.stack((along(self.rows, y), along(self.columns, x)), 3)

@@ -51,8 +51,8 @@ def seen(judged: Subject, batch_size: int, epochs: int, seed: int) -> list[tuple
         order = rows[epoch_order(len(rows), seed, epoch)]
         for step in range(len(rows) // batch_size):
             some = order[step * batch_size : (step + 1) * batch_size]
-            generator = step_generator(seed, epoch, step, "probe views")
-            views = make_views("crop_flip", {}, *train.take(some), SIZE, generator)
+            generator = step_generator(seed, epoch, 0, "probe views")
+            views = make_views("crop_flip", {}, *train.take(some), SIZE, generator, some)
             with torch.no_grad():
                 pooled = judged.encoder(views[0]).pooled.double().numpy()
             steps.append((np.hstack([pooled, np.ones((len(pooled), 1))]), np.eye(10)[train.labels[some]]))

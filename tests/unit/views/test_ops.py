@@ -1,6 +1,7 @@
 """Every operation against torchvision (float) and Pillow (8 bits), image by image, and against cases worked by hand."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -31,10 +32,17 @@ def levels(picture: Image.Image) -> Tensor:
 
 FACTORS = torch.tensor([0.0, 0.3, 0.8, 1.0, 1.5, 1.8])
 SHIFTS = torch.tensor([-0.5, -0.2, 0.0, 0.05, 0.1, 0.37])
+
+
+def blended(kind: int) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, factor: ops.blend_(x.clone(), torch.full((len(x),), kind), factor)
+
+
+brightness, contrast, saturation = map(blended, (ops.BRIGHTNESS, ops.CONTRAST, ops.SATURATION))
 POINTWISE = {
-    "brightness": (ops.brightness, reference.adjust_brightness, FACTORS),
-    "contrast": (ops.contrast, reference.adjust_contrast, FACTORS),
-    "saturation": (ops.saturation, reference.adjust_saturation, FACTORS),
+    "brightness": (brightness, reference.adjust_brightness, FACTORS),
+    "contrast": (contrast, reference.adjust_contrast, FACTORS),
+    "saturation": (saturation, reference.adjust_saturation, FACTORS),
     "grey": (lambda x, _: ops.grey(x), lambda x, _: reference.rgb_to_grayscale(x, num_output_channels=3), FACTORS),
     "solarize": (lambda x, _: ops.solarize(x), lambda x, _: reference.solarize(x, 128 / 255), FACTORS),
 }
@@ -55,26 +63,26 @@ def test_hue_equals_torchvision() -> None:
     images[0, :, 8:16] = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)  # the seam of the colour circle
     images[0, :, 16:24] = torch.tensor([0.6, 0.6, 0.1]).view(3, 1, 1)  # two channels tie
     expected = torch.stack([reference.adjust_hue(image, s.item()) for image, s in zip(images, SHIFTS)])
-    torch.testing.assert_close(ops.hue(images, SHIFTS), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(ops.hue_(images, SHIFTS), expected, atol=1e-4, rtol=0)
 
 
 def test_hue_turns_red_to_green_to_blue() -> None:
     red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
     for third, colour in enumerate(([1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0])):
-        turned = ops.hue(red, torch.tensor([third / 3]))
+        turned = ops.hue_(red.clone(), torch.tensor([third / 3]))
         torch.testing.assert_close(turned.flatten(), torch.tensor(colour), atol=1e-6, rtol=0)
 
 
 # Mean error in 255ths that an exact operation has against Pillow's 8-bit one (it truncates blends, approximates blur).
 HALF, MORE = torch.tensor([0.5]), torch.tensor([1.5])
 AGAINST_PILLOW = {
-    "darker": (0.31, lambda x: ops.brightness(x, HALF), lambda p: ImageEnhance.Brightness(p).enhance(0.5)),
-    "brighter": (0.31, lambda x: ops.brightness(x, MORE), lambda p: ImageEnhance.Brightness(p).enhance(1.5)),
-    "less contrast": (0.38, lambda x: ops.contrast(x, HALF), lambda p: ImageEnhance.Contrast(p).enhance(0.5)),
-    "more contrast": (0.38, lambda x: ops.contrast(x, MORE), lambda p: ImageEnhance.Contrast(p).enhance(1.5)),
-    "less colour": (0.44, lambda x: ops.saturation(x, HALF), lambda p: ImageEnhance.Color(p).enhance(0.5)),
-    "more colour": (0.44, lambda x: ops.saturation(x, MORE), lambda p: ImageEnhance.Color(p).enhance(1.5)),
-    "hue": (1.5 / 1.05, lambda x: ops.hue(x, HALF / 5), lambda p: pillow_functional.adjust_hue(p, 0.1)),
+    "darker": (0.31, lambda x: brightness(x, HALF), lambda p: ImageEnhance.Brightness(p).enhance(0.5)),
+    "brighter": (0.31, lambda x: brightness(x, MORE), lambda p: ImageEnhance.Brightness(p).enhance(1.5)),
+    "less contrast": (0.38, lambda x: contrast(x, HALF), lambda p: ImageEnhance.Contrast(p).enhance(0.5)),
+    "more contrast": (0.38, lambda x: contrast(x, MORE), lambda p: ImageEnhance.Contrast(p).enhance(1.5)),
+    "less colour": (0.44, lambda x: saturation(x, HALF), lambda p: ImageEnhance.Color(p).enhance(0.5)),
+    "more colour": (0.44, lambda x: saturation(x, MORE), lambda p: ImageEnhance.Color(p).enhance(1.5)),
+    "hue": (1.5 / 1.05, lambda x: ops.hue_(x.clone(), HALF / 5), lambda p: pillow_functional.adjust_hue(p, 0.1)),
     "grey": (0.25, ops.grey, lambda p: p.convert("L")),
     "solarize": (0.0, ops.solarize, lambda p: ImageOps.solarize(p, 128)),
     "blur 0.5": (0.69, lambda x: ops.gaussian_blur(x, HALF, 6), lambda p: p.filter(ImageFilter.GaussianBlur(0.5))),
@@ -143,6 +151,38 @@ def test_no_pixel_outside_the_crop_is_read(interpolation: str) -> None:
     assert torch.equal(crops[0], crops[1]) and torch.equal(crops[0], crops[2])
 
 
+@pytest.mark.parametrize("size", [120, 150])
+def test_enlarging_is_resampling_and_reads_nothing_outside_the_image(size: int) -> None:
+    canvas = torch.randint(0, 256, (6, 3, 130, 128), dtype=torch.uint8)
+    rows, columns = ops.crop_spans(BOXES)
+    spans = ops.mirror(rows, torch.arange(6) % 2 == 0), ops.mirror(columns, torch.arange(6) % 3 == 0)
+    ours = ops.enlarge(canvas, *spans, size)
+    torch.testing.assert_close(ours, ops.resample(canvas, *spans, size), atol=0.03, rtol=0)  # of 255, on white noise
+    canvas[:, :, 100:], canvas[..., 120:] = 0, 255  # the boxes are of images of 100 x 120
+    assert torch.equal(ops.enlarge(canvas, *spans, size), ours)
+
+
+def test_a_window_holds_all_that_the_crops_read() -> None:
+    """Crops of at most 40 pixels a side of images of 100 x 120: in the corners, in the middle, flipped."""
+    canvas = torch.randint(0, 256, (5, 3, 130, 128), dtype=torch.uint8)
+    boxes = torch.tensor([[0, 0, 40, 40], [60, 80, 40, 40], [99, 119, 1, 1], [33, 20, 17, 40], [5, 90, 40, 12]])
+    rows, columns = ops.crop_spans(boxes)
+    spans = ops.mirror(rows, torch.arange(5) % 2 == 0), ops.mirror(columns, torch.arange(5) % 3 == 0)
+    cut, *inside = ops.window(canvas, *spans, 40)
+    assert cut.shape == (5, 3, 40, 40) and cut.dtype == torch.uint8
+    torch.testing.assert_close(ops.resample(cut, *inside, 24), ops.resample(canvas, *spans, 24), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale_max"), [(96, 96, 0.14), (96, 96, 1.0), (64, 400, 1.0), (64, 400, 0.05), (50, 70, 0.3)]
+)
+def test_no_crop_is_larger_than_the_largest(height: int, width: int, scale_max: float) -> None:
+    sizes, generator = torch.tensor([[height, width]]), torch.Generator().manual_seed(0)
+    boxes = ops.draw_crop(torch.rand(100_000, 22, generator=generator), sizes, (0.02, scale_max))
+    largest = ops.largest_crop(torch.cat((sizes, torch.tensor([[8, 8]]))), scale_max)
+    assert 0.95 * largest <= boxes[:, 2:].max() <= largest or largest == width  # where a crop of all may be too long
+
+
 def test_identity_crop_is_exact() -> None:
     image = smooth_noise(1, 48, 48)
     whole = ops.crop_spans(torch.tensor([[0, 0, 48, 48]]))
@@ -170,14 +210,14 @@ def test_quarter_turn_is_counter_clockwise() -> None:
 @pytest.mark.parametrize(("height", "width"), [(64, 400), (400, 64)])
 def test_crop_falls_back_to_the_largest_central_one(height: int, width: int) -> None:
     """From 90 % of a 1 : 6.25 image no proposal of ratio 3/4 .. 4/3 fits: the centre 64 x 85 (or 85 x 64) is taken."""
-    boxes = ops.draw_crop(torch.tensor([[height, width]]).repeat(50, 1), (0.9, 1.0), torch.Generator().manual_seed(0))
+    boxes = ops.draw_crop(torch.rand(50, 22), torch.tensor([[height, width]]), (0.9, 1.0))
     expected = [0, (400 - 85) // 2, 64, 85] if width > height else [(400 - 85) // 2, 0, 85, 64]
     assert boxes.tolist() == [expected] * 50
 
 
 def test_crop_falls_back_to_the_whole_image() -> None:
     """A square image and an area beyond it: the ratio of the image itself is allowed, so all of it is taken."""
-    boxes = ops.draw_crop(torch.full((20, 2), 50), (1.5, 1.6), torch.Generator().manual_seed(0))
+    boxes = ops.draw_crop(torch.rand(20, 22), torch.full((20, 2), 50), (1.5, 1.6))
     assert boxes.tolist() == [[0, 0, 50, 50]] * 20
 
 
@@ -191,7 +231,8 @@ def test_colour_jitter_applies_each_samples_own_order() -> None:
         reference.adjust_saturation,
         reference.adjust_hue,
     )
-    order, factors = ops.draw_jitter(24, 0.8, (0.8, 0.8, 0.8, 0.2), torch.Generator().manual_seed(3))
+    u = torch.rand(24, 9, generator=torch.Generator().manual_seed(3))
+    order, factors = ops.draw_jitter(u, 0.8, (0.8, 0.8, 0.8, 0.2))
     assert {tuple(row) for row in order.tolist()} > {(-1, -1, -1, -1)}  # some left alone, the others in several orders
     images = smooth_noise(24, 24, 40)
     expected = images.clone()
@@ -211,11 +252,11 @@ def test_the_order_of_adjustments_matters() -> None:
     assert (first - second).abs().mean() > 0.02
 
 
-def test_no_strength_no_operation() -> None:
-    order, factors = ops.draw_jitter(200, 1.0, (0.4, 0.0, 0.4, 0.0), torch.Generator().manual_seed(0))
-    assert sorted(order.unique().tolist()) == [-1, 0, 2]
-    assert ((order == 0).sum(1) == 1).all() and ((order == 2).sum(1) == 1).all()
-    assert (factors[:, 0] >= 0.6).all() and (factors[:, 0] <= 1.4).all()
+def test_no_strength_no_change() -> None:
+    order, factors = ops.draw_jitter(torch.rand(200, 9), 1.0, (0.4, 0.0, 0.4, 0.0))
+    assert (order.sort(1).values == torch.arange(4)).all()
+    assert (factors[:, 1] == 1).all() and (factors[:, 3] == 0).all()
+    assert (factors[:, 0] >= 0.6).all() and (factors[:, 0] <= 1.4).all() and factors[:, 0].std() > 0.1
 
 
 def test_blur_equals_torchvision() -> None:
@@ -234,6 +275,12 @@ def test_blur_spreads_an_impulse_by_sigma_and_keeps_a_constant() -> None:
     torch.testing.assert_close(ops.gaussian_blur(constant, torch.tensor([2.0]), 6), constant)
 
 
+def test_blur_of_what_is_smaller_than_its_reach() -> None:
+    image, sigma = torch.rand(1, 3, 5, 7), torch.tensor([1.0])
+    expected = reference.gaussian_blur(image, [9, 9], [1.0, 1.0])
+    torch.testing.assert_close(ops.gaussian_blur(image, sigma, 30), expected, atol=1e-5, rtol=0)
+
+
 def test_solarize_turns_over_at_128() -> None:
     ramp = torch.tensor([0, 127, 128, 255]).div(255).view(1, 1, 1, 4).expand(1, 3, 1, 4)
     assert (ops.solarize(ramp)[0, 0, 0] * 255).round().tolist() == [0, 127, 127, 0]
@@ -242,7 +289,7 @@ def test_solarize_turns_over_at_128() -> None:
 def test_only_touches_the_chosen_samples() -> None:
     images = smooth_noise(4, 16, 16)
     before, factors = images.clone(), torch.tensor([0.1, 0.2, 0.3, 0.4])
-    ops.only(images, torch.tensor([False, True, False, True]), ops.brightness, factors)
+    ops.only(images, torch.tensor([False, True, False, True]), brightness, factors)
     assert torch.equal(images[0::2], before[0::2])
     torch.testing.assert_close(images[1], before[1] * 0.2)
     torch.testing.assert_close(images[3], before[3] * 0.4)
@@ -284,7 +331,7 @@ def test_region_confusion_moves_whole_cells_at_32() -> None:
 def test_region_confusion_at_224_follows_dcls_steps_in_pillow(trim: int, cut: int, tile: int) -> None:
     """Cut 5 (or DCL's own 10), split 214 (204) at whole pixels, each tile to 30 (29) by Lanczos, paste, to 224."""
     image = smooth_noise(1)
-    source = ops.draw_confusion(1, 7, torch.Generator().manual_seed(5))
+    source = ops.draw_confusion(torch.rand(1, 48, generator=torch.Generator().manual_seed(5)), 7)
     trimmed = to_pillow(image[0]).crop((cut, cut, 224 - cut, 224 - cut))
     edges, mosaic = [(224 - 2 * cut) * i // 7 for i in range(8)], Image.new("RGB", (7 * tile, 7 * tile))
     for place, cell in enumerate(source[0].tolist()):

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from sandglass.views.places import Places
-from sandglass.views.recipes import located_views
+from sandglass.views.recipes import draw_views, located_views
 
 MOVES = ("hflip", "vflip", "quarter_turn", "local_rotation", "region_confusion")
 SETS = [some for k in range(len(MOVES) + 1) for some in itertools.combinations(MOVES, k)]
@@ -34,7 +34,8 @@ def made(settings: dict, size: int) -> tuple[list[Tensor], list[Places]]:
     ramps = torch.stack((place.expand(SIDE, SIDE), place.view(-1, 1).expand(SIDE, SIDE), torch.zeros(SIDE, SIDE)))
     images = ramps.byte().expand(len(SIZES), -1, -1, -1)
     crop = {"count": 2, "crop_scale_min": 0.08, "crop_scale_max": 1.0}
-    return located_views("plain", crop | settings, images, torch.tensor(SIZES), size, Generator().manual_seed(0))
+    drawn = draw_views("plain", crop | settings, torch.tensor(SIZES), size, Generator().manual_seed(0))
+    return located_views(drawn, images)
 
 
 def error(settings: dict, size: int, grid: tuple[int, int]) -> float:

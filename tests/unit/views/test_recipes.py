@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from sandglass.registry import default
 from sandglass.views import RECIPES, recipes
-from sandglass.views.recipes import evaluation_view, located_views, make_views
+from sandglass.views.recipes import draw_views, evaluation_view, located_views, make_views
 
 EVERYTHING = {
     "quarter_turn": 0.5,
@@ -65,14 +65,15 @@ def test_same_generator_same_bits_and_different_otherwise(name: str, size: int) 
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_processes_that_share_a_batch_make_the_same_views_and_places(name: str) -> None:
+def test_an_image_has_the_same_views_and_places_in_any_batch_and_order(name: str) -> None:
     images, sizes = batch(MIXED)
     for extra in ({}, EVERYTHING):
-        views, places = located_views(name, extra, images, sizes, 64, seeded())
-        for own in (slice(0, 2), slice(2, 3), slice(3, 6)):
-            mine, where = located_views(name, extra, images[own], sizes, 64, seeded(), own)
+        drawn = draw_views(name, extra, sizes, 64, seeded())
+        views, places = located_views(drawn, images)
+        for own in torch.tensor([4, 1, 0, 5, 2, 3]).split((2, 1, 3)):
+            mine, where = located_views(drawn, images[own], own)
             for view, whole in zip(mine, views, strict=True):
-                torch.testing.assert_close(view, whole[own], atol=1e-5, rtol=0)
+                assert torch.equal(view, whole[own])
             for place, all_places in zip(where, places, strict=True):
                 assert torch.equal(place.centres(5, 3), all_places.centres(5, 3)[own])
 
@@ -138,8 +139,8 @@ def test_crop_flip_of_the_whole_image_is_the_image_or_its_mirror() -> None:
     images, sizes = batch([(32, 32)] * 40)
     whole = {"crop_scale_min": 1.0, "crop_scale_max": 1.0}  # a proposal of the full area fits only as the full square
     (view,) = make_views("crop_flip", whole, images, sizes, 32, seeded())
-    straight = (view - images / 255).abs().amax((1, 2, 3)) < 1e-6
-    mirrored = (view - images.flip(3) / 255).abs().amax((1, 2, 3)) < 1e-6
+    straight = (view - images / 255).abs().amax((1, 2, 3)) < 1e-4
+    mirrored = (view - images.flip(3) / 255).abs().amax((1, 2, 3)) < 1e-4
     assert (straight ^ mirrored).all() and straight.any() and mirrored.any()
 
 
@@ -177,8 +178,8 @@ def test_no_view_is_blurred_below_64(name: str) -> None:
     settings = {key: default(row) for key, row in RECIPES.declared(name).items()} | {"small_count": 2}
     for size, blurred in ((32, False), (63, False), (64, True)):
         for side, kind in recipes.large_and_small(settings, size):
-            draws = recipes.draw(kind, torch.full((40 * kind["count"], 2), 90), side, seeded())
-            assert draws["blur"].any().item() == blurred
+            draws = recipes.draw(kind, torch.full((40, 2), 90), torch.arange(40), side)
+            assert ("blur" in draws) == blurred
 
 
 def test_multi_crop_adds_small_views_from_small_areas() -> None:

@@ -26,7 +26,7 @@ def seeded(seed: int = 0) -> Generator:
 
 
 def crops(n: int, height: int, width: int, scale: tuple[float, float], seed: int = 0) -> Tensor:
-    return ops.draw_crop(torch.tensor([[height, width]]).repeat(n, 1), scale, seeded(seed)).double()
+    return ops.draw_crop(torch.rand(n, 22, generator=seeded(seed)), torch.tensor([[height, width]]), scale).double()
 
 
 def reference_crops(n: int, height: int, width: int, scale: tuple[float, float]) -> Tensor:
@@ -119,9 +119,9 @@ def test_two_views_overlap_as_independent_crops_do(
     """T8: the overlap of the two crops of an image, 100,000 pairs; shared or correlated crops raise it."""
     settings = recipes.OFF | {"count": 2, "crop_scale_min": scale[0], "crop_scale_max": scale[1]}
     n = 100_000
-    draws = recipes.draw(settings, torch.tensor([[height, width]]).repeat(2 * n, 1), 32, seeded())
-    boxes = torch.stack([draws[axis][:, column] for column in (0, 1) for axis in ("rows", "columns")], 1)
-    both = overlap(boxes[:n], boxes[n:])
+    draws = recipes.draw(settings, torch.tensor([[height, width]]), torch.arange(n), 32)
+    boxes = torch.stack([draws[axis][..., column] for column in (0, 1) for axis in ("rows", "columns")], 2).double()
+    both = overlap(boxes[:, 0], boxes[:, 1])
     assert [both.mean(), both.std()] == pytest.approx([mean, sd], abs=0.003)
     if apart is not None:
         assert (both == 0).mean() == pytest.approx(apart, abs=0.002)
@@ -138,7 +138,8 @@ def draws() -> dict[str, Tensor]:
     """Two views of 100,000 images by `simclr` at 224 with everything else switched on as well."""
     declared = {key: default(row) for key, row in RECIPES.declared("simclr").items()}
     extra = {"solarize": 0.2, "quarter_turn": 0.5, "local_rotation": 0.3, "region_confusion": 0.4}
-    drawn = recipes.draw(recipes.OFF | declared | extra, torch.full((2 * N, 2), 224), 224, seeded(11))
+    views = recipes.draw(recipes.OFF | declared | extra, torch.full((1, 2), 224), torch.arange(N), 224, start=11)
+    drawn = {key: value.transpose(0, 1).flatten(0, 1) for key, value in views.items()}
     return drawn | {"jitter": drawn["order"][:, 0] >= 0, "flip": drawn["columns"][:, 1] < 0}
 
 
@@ -171,7 +172,7 @@ def test_parameters_are_uniform_and_independent(draws: dict[str, Tensor]) -> Non
 
 def test_all_24_orders_are_equally_likely(draws: dict[str, Tensor]) -> None:
     """T2: chi-squared over the jittered samples."""
-    jittered = draws["order"][draws["jitter"]]
+    jittered = draws["order"][draws["jitter"]].long()
     codes = (jittered * torch.tensor([64, 16, 4, 1])).sum(1)
     counts = codes.unique(return_counts=True)[1]
     assert len(counts) == 24 and stats.chisquare(counts.numpy()).pvalue > ALPHA
@@ -182,7 +183,7 @@ def test_all_24_orders_are_equally_likely(draws: dict[str, Tensor]) -> None:
 
 def test_patches_are_uniform_in_side_turn_and_place(draws: dict[str, Tensor]) -> None:
     """T1, T2: side over 2 .. 112, turns over 0 .. 3, corner over 0 .. 223 - side (the last admissible one never)."""
-    side, top, left, turns = draws["patch"].unbind(1)
+    side, top, left, turns = draws["patch"].long().unbind(1)
     assert (side.min(), side.max()) == (2, 112)
     assert stats.chisquare(torch.bincount(side)[2:].numpy()).pvalue > ALPHA
     assert stats.chisquare(torch.bincount(turns, minlength=4).numpy()).pvalue > ALPHA
@@ -207,7 +208,7 @@ def test_region_confusion_draws_the_64_permutations_of_a_scan_alike(draws: dict[
     powers = 7 ** torch.arange(6, -1, -1)
     possible = [scanned(coins) for coins in itertools.product((0, 1), repeat=6)]
     expected = sorted((torch.tensor(line) * powers).sum().item() for line in possible)
-    source = draws["cells"].view(-1, 7, 7)
+    source = draws["cells"].long().view(-1, 7, 7)
     rows = source[:, :, 0] // 7
     assert torch.equal(source // 7, rows.unsqueeze(2).expand_as(source))  # a row keeps its cells
     for lines in (rows, *(source % 7).unbind(1)):
@@ -218,7 +219,7 @@ def test_region_confusion_draws_the_64_permutations_of_a_scan_alike(draws: dict[
 
 def test_rows_of_a_confused_grid_are_scanned_independently(draws: dict[str, Tensor]) -> None:
     """n = 200,000: whether the first cell moved, for every two rows of the original and for the scan of rows."""
-    source = draws["cells"].view(-1, 7, 7)
+    source = draws["cells"].long().view(-1, 7, 7)
     rows = source[:, :, 0] // 7
     within = torch.empty_like(source).scatter_(1, rows.unsqueeze(2).expand_as(source), source % 7)
     moved = torch.cat((within[:, :, 0] != 0, rows[:, :1] != 0), 1).double()
