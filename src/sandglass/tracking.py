@@ -236,9 +236,11 @@ class _Mirror:
 
     def rewritten(self, folder: RunFolder, there: dict[str, Any]) -> bool:
         """Whether the run was begun anew, or continues from before what is mirrored: then it gets a new history."""
-        files = (folder.state / "metrics.jsonl", folder.results / "metrics.jsonl")
-        sizes = [file.stat().st_size for file in files if file.exists()]
-        return bool(sizes) and max(sizes) < int(there["tags"]["sandglass.bytes"])
+        for name, tag in (("metrics.jsonl", "sandglass.bytes"), ("system.jsonl", "sandglass.system_bytes")):
+            files = [at / name for at in (folder.state, folder.results) if (at / name).exists()]
+            if files and not any(_goes_on(file, int(there["tags"].get(tag, 0))) for file in files):
+                return True
+        return False
 
     def status(self, folder: RunFolder, there: dict[str, Any], status: str) -> bool:
         if there["status"] == status:
@@ -442,6 +444,13 @@ def _title(run: Run) -> str:
 
 def _share(labels: float) -> str:
     return f"{100 * labels:g}%" if labels != 1 else ""
+
+
+def _goes_on(file: Path, start: int) -> bool:
+    """Whether a file of lines has one that ends at `start`, as the file that was read so far had."""
+    with file.open("rb") as text:
+        text.seek(max(0, start - 1))
+        return start == 0 or text.read(1) == b"\n"
 
 
 def _new_rows(file: Path, start: int, end: int | None = None) -> tuple[list[dict[str, Any]], int]:

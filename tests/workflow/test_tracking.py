@@ -323,6 +323,21 @@ def test_points_written_twice_are_one_point(published, tmp_path):
     assert history(tmp_path, mirrored(tmp_path)[run.key], "loss") == logged(folder, "loss") != []
 
 
+def test_a_result_that_was_removed_and_made_anew_is_mirrored_anew(published, tmp_path):
+    """Its samples of the machine are others, so where the old ones ended is no place to go on from."""
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
+    run, folder = the(tmp_path, "probe")
+    (folder.results / "system.jsonl").unlink(missing_ok=True)
+    folder.state.mkdir(parents=True, exist_ok=True)
+    for loads in ([10.0, 20.0], [12.34, 55.5, 66.6]):
+        rows = [{"seconds": 1.0 + k, "cpu_utilization_percentage": load} for k, load in enumerate(loads)]
+        (folder.state / "system.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.utime(folder.result)
+        assert tracking.publish(tmp_path) == RUNS
+        seen = history(tmp_path, mirrored(tmp_path)[run.key], "system/cpu_utilization_percentage")
+        assert [value for _, value in seen] == loads
+
+
 # ------------------------------------------------------------------------------------------ interrupted runs
 
 

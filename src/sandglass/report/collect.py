@@ -70,7 +70,7 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
 
 
 def history(folder: Path) -> pd.DataFrame:
-    """metrics.jsonl of a run: step, epoch and whatever was logged, in order; empty if there is none.
+    """metrics.jsonl of a run: the loss and what validation said, then whatever else was logged; empty if there is none.
 
     Raises Problem R-112 (65) for a line that is not a JSON object.
     """
@@ -81,7 +81,8 @@ def history(folder: Path) -> pd.DataFrame:
             rows.append(dict(json.loads(line)))
         except (ValueError, TypeError) as error:
             raise _damaged("R-112", f"line {number} of {path} is not a JSON object", str(error), folder) from None
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table[sorted(table, key=lambda name: name != "loss" and not name.startswith("val_"))]
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
