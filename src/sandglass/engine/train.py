@@ -61,6 +61,9 @@ class Task:
     check: Callable[[], None] = lambda: None  # raises if the run is no longer ours to write
 
 
+Feed = Callable[[Task, Tensor, Clock, torch.device], Batch]  # rows of the split -> the batch, on the device
+
+
 @dataclass
 class Outcome:
     """What was done."""
@@ -78,8 +81,10 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = print) -> Outcome:
-    """Train from the newest checkpoint in `state`, or from the start, to the end.
+def train(
+    task: Task, state: Path, engine: Engine, say: Callable[[str], None] = print, feed: Feed | None = None
+) -> Outcome:
+    """Train from the newest checkpoint in `state`, or from the start, to the end, on batches as `feed` makes them.
 
     Metrics go to state/metrics.jsonl, cut back on resume to what the checkpoint had seen.
     Raises Problem: T-102 (78) no full batch; T-103 (76) non-finite loss; T-104 (76) collapse; T-105 (75) stopped early;
@@ -164,7 +169,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
                 )
                 group["lr"] = lr * (1.0 if group["constant"] else factor) * group["lr_scale"]
             rows = order[within * batch_size : (within + 1) * batch_size]
-            batch = _batch(task, rows, Clock(step, steps, steps_per_epoch), device)
+            batch = (feed or make_batch)(task, rows, Clock(step, steps, steps_per_epoch), device)
             modules.train()
             for module in task.frozen:
                 module.eval()
@@ -228,7 +233,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     return Outcome(steps, attempts, cost, collapsed)
 
 
-def _batch(task: Task, rows: Tensor, clock: Clock, device: torch.device) -> Batch:
+def make_batch(task: Task, rows: Tensor, clock: Clock, device: torch.device) -> Batch:
     """This process's part of a batch of `rows`."""
     rank, processes = distributed.rank(), distributed.processes()
     own = slice(rank * len(rows) // processes, (rank + 1) * len(rows) // processes)
