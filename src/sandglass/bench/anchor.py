@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
@@ -50,19 +51,19 @@ def transform(settings: dict[str, Any], size: int, normalize: dict[str, list[flo
     )
 
 
-class PilImages(Dataset[tuple[list[Tensor], int]]):
+class PilImages(Dataset[Any]):
     """A packed split as torchvision's own sets give theirs: an array in memory, a PIL image when one is asked for."""
 
     def __init__(self, split: Split, transform: BYOLTransform) -> None:
         self.labels, self.transform, self.arrays = split.labels.tolist(), transform, []
         for row, (height, width) in enumerate(split.sizes.tolist()):
-            image, _ = split.take([row])
+            image, _ = split.take(np.array([row]))
             self.arrays.append(image[0, :, :height, :width].permute(1, 2, 0).contiguous().numpy())
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, row: int) -> tuple[list[Tensor], int]:
+    def __getitem__(self, row: int) -> tuple[Any, int]:
         return self.transform(Image.fromarray(self.arrays[row])), self.labels[row]
 
 

@@ -8,6 +8,7 @@ china.jpg and flower.jpg are by danielbuechele and vultilion, CC BY 2.0.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,12 @@ def pack_windows(folder: Path, side: int, count: int) -> Path:
     np.save(folder / "train.npy", windows)
     np.save(folder / "train_labels.npy", labels.astype(np.int64))
     np.save(folder / "train_sizes.npy", np.full((count, 2), side, np.int64))
-    info = {"name": "photographs", "classes": ["china", "flower"], "counts": {"train": count}, "licence": CREDIT}
+    info: dict[str, Any] = {
+        "name": "photographs",
+        "classes": ["china", "flower"],
+        "counts": {"train": count},
+        "licence": CREDIT,
+    }
     info |= {"mean": [float(windows[:, c].mean() / 255) for c in range(3)]}
     info |= {"std": [float(windows[:, c].std() / 255) for c in range(3)]}
     write_json(folder / "info.json", info)

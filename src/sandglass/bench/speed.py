@@ -36,6 +36,7 @@ from sandglass.bench.ratios import Ratio, Target
 from sandglass.config import Engine, Pretrain, resolve
 from sandglass.data.loader import Batch, Clock, Split, step_generator
 from sandglass.engine.train import Feed, Task, make_batch, train
+from sandglass.errors import Exit, Problem
 from sandglass.objectives import OBJECTIVES
 from sandglass.views import RECIPES
 from sandglass.views.recipes import for_size
@@ -67,6 +68,8 @@ def machine(clock: str) -> Machine:
     """`auto`: CPU seconds when more than half the cores are busy already, else, and on a GPU, the wall clock."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cores = len(os.sched_getaffinity(0))
+    if clock not in ("auto", "cpu", "wall"):
+        raise Problem("P-122", Exit.USAGE, f"no clock '{clock}'", fix="cpu, wall or auto")
     if clock == "auto":
         clock = "cpu" if device.type == "cpu" and os.getloadavg()[0] > cores / 2 else "wall"
     return Machine(device, clock, *((1, 0) if clock == "cpu" else (cores, cores)))
@@ -140,15 +143,16 @@ def measure(case: Case, split: Split, at: Machine, rounds: int, steps: int) -> M
     torch.manual_seed(0)
     task = _task(case, split, at.device)
     flops = _flops(task, make_batch(task, torch.arange(2), Clock(), at.device))
-    resident = [_rows_batch(task, i, at.device) for i in range(RESIDENT)]
+    resident = [_batch_number(task, i, at.device) for i in range(RESIDENT)]
     turns = _Turns(_feeds(case, task, resident, steps, at), _foreign(case, split, resident, steps, at), steps, at)
     task.index = torch.arange(len(split)).repeat(-(-turns.steps_of(rounds) * case.batch // len(split)))
     task.index = task.index[: turns.steps_of(rounds) * case.batch]  # one epoch: nothing else happens between turns
     with tempfile.TemporaryDirectory() as state:
-        engine = Engine(device="auto", checkpoint_minutes=1e6)
+        engine = Engine(checkpoint_minutes=1e6, log_every_steps=1 + steps)  # every turn has one step that logs
         outcome = train(task, Path(state), engine, lambda text: None, turns)
     times = {
-        name: [1000 * t / (steps * case.batch) for t in seconds[1 : rounds + 1]] for name, seconds in turns.spent.items()
+        name: [1000 * t / (steps * case.batch) for t in seconds[1 : rounds + 1]]
+        for name, seconds in turns.spent.items()
     }
     parameters = sum(p.numel() for p in task.encoder.parameters())
     return Measured(case, at, times, parameters, flops, outcome.cost.allocated_gib)
@@ -163,6 +167,7 @@ class _Turns:
         self.feeds, self.foreign, self.steps, self.at = feeds, foreign, steps, at
         self.spent: dict[str, list[float]] = {name: [] for name in (*feeds, *foreign)}
         self.turn = ExitStack()
+        self.name, self.began = "", 0.0
 
     def steps_of(self, rounds: int) -> int:
         """Steps of the loop for the round that warms up, those that count, and the request that ends the last turn."""
@@ -254,7 +259,7 @@ def _task(case: Case, split: Split, device: torch.device) -> Task:
     return Task(encoder, objective, {}, split, index, {"byol": {}}, case.size, settings, seed=0)
 
 
-def _rows_batch(task: Task, number: int, device: torch.device) -> Batch:
+def _batch_number(task: Task, number: int, device: torch.device) -> Batch:
     """Batch number 0, 1, ... of the split, its views made and on the device."""
     size = task.train["batch_size"]
     rows = torch.arange(number * size, (number + 1) * size) % len(task.split)
