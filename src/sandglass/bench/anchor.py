@@ -9,8 +9,8 @@ that of our recipe `byol`, which was taken from the same paper.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -73,16 +73,16 @@ def batches(images: PilImages, batch: int, steps: int, workers: int, device: tor
     ahead = PREFETCHED * workers
     order = RandomSampler(images, num_samples=(steps + 2 * ahead) * batch)  # work goes on to the end, as in an epoch
     loader = DataLoader(images, batch, sampler=order, num_workers=workers, pin_memory=device.type == "cuda")
-    made = iter(loader)
-    for _ in range(ahead):
-        next(made)
-    try:
-        yield (
-            ([view.to(device, non_blocking=True) for view in views], labels.to(device, non_blocking=True))
-            for views, labels in made
-        )
-    finally:
-        del made, loader  # ends the workers
+
+    def stream() -> Generator[Any, None, None]:
+        made = iter(loader)
+        for _ in range(ahead):
+            next(made)
+        for views, labels in made:
+            yield [view.to(device, non_blocking=True) for view in views], labels.to(device, non_blocking=True)
+
+    with closing(stream()) as moved:  # which ends the workers, so that none works on in another's turn
+        yield moved
 
 
 class Shipped(nn.Module):
