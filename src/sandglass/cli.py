@@ -254,9 +254,9 @@ app.add_typer(bench, name="bench")
 
 @bench.command("speed")
 def bench_speed(
-    cases: Annotated[list[str] | None, typer.Argument(help="tiny32, tiny96, resnet18, vit15m; default: all.")] = None,
+    cases: Annotated[list[str] | None, typer.Argument(help="Networks at a size; default: all for this device.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="That count; one more warms up.")] = 7,
-    steps: Annotated[int, typer.Option(min=1, help="That count in each turn; 400 for a GPU.")] = 12,
+    steps: Annotated[int | None, typer.Option(min=1, help="That count in each turn; default: the case's.")] = None,
     clock: Annotated[str, typer.Option(help="cpu, wall, or auto: cpu where others use the machine.")] = "auto",
     data: Packed = None,
     quick: Annotated[bool, typer.Option("--quick", help="The smallest case, a minute, eased targets.")] = False,

@@ -32,9 +32,9 @@ SLACK = 0.8  # of a target, in the quick form: what noise cannot take away, but 
 
 
 def speed(
-    folder: Path, cases: Sequence[str], rounds: int, steps: int, clock: str, data: Path | None, quick: bool
+    folder: Path, cases: Sequence[str], rounds: int, steps: int | None, clock: str, data: Path | None, quick: bool
 ) -> int:
-    """Ratios of the cases named, all by default."""
+    """Ratios of the cases named, by default all that are meant for this device."""
     if quick:
         cases, rounds, steps = cases or ("tiny32",), 3, 6
     for name in cases:
@@ -42,11 +42,11 @@ def speed(
             raise Problem("P-121", Exit.USAGE, f"no case '{name}'", fix=did_you_mean(name, CASES))
     at, about = turns.machine(clock), show.facts()
     peak, found = turns.peak_flops(at), []
-    for name in cases or CASES:
+    for name in cases or [name for name, case in CASES.items() if case.on == at.device.type]:
         case = CASES[name]
         with _images(data, case.size) as split:
-            found.append(turns.measure(case, split, at, rounds, steps))
-        print(f"{name}: {rounds} rounds of {steps} steps", flush=True)
+            found.append(turns.measure(case, split, at, rounds, steps or case.steps))
+        print(f"{name}: {rounds} rounds of {steps or case.steps} steps", flush=True)
     how = {"clock": at.clock, "threads": at.threads, "workers": at.workers}
     show.keep(folder, "rounds", about | how, show.rounds(found))
     show.keep(folder, "speed", about, (row for one in found for row in one.rows(peak)))

@@ -150,10 +150,7 @@ def measure(case: Case, split: Split, at: Machine, rounds: int, steps: int) -> M
     with tempfile.TemporaryDirectory() as state:
         engine = Engine(checkpoint_minutes=1e6, log_every_steps=1 + steps)  # every turn has one step that logs
         outcome = train(task, Path(state), engine, lambda text: None, turns)
-    times = {
-        name: [1000 * t / (steps * case.batch) for t in seconds[1 : rounds + 1]]
-        for name, seconds in turns.spent.items()
-    }
+    times = {name: [1000 * t / (steps * case.batch) for t in seconds[1:]] for name, seconds in turns.spent.items()}
     parameters = sum(p.numel() for p in task.encoder.parameters())
     return Measured(case, at, times, parameters, flops, outcome.cost.allocated_gib)
 
@@ -179,6 +176,8 @@ class _Turns:
             if count:
                 self.spent[self.name].append(self.at.now() - self.began)
             self.turn.close()
+            if clock.step + 1 == clock.steps:
+                return make_batch(task, rows, clock, device)
             if count % len(self.feeds) == 0:
                 for name, run in self.foreign.items():
                     self.spent[name].append(run())
@@ -186,9 +185,6 @@ class _Turns:
             self.feed = self.turn.enter_context(self.feeds[self.name]())
         if within == 1:
             self.began = self.at.now()
-        if clock.step + 1 == clock.steps:
-            self.turn.close()
-            return make_batch(task, rows, clock, device)
         return self.feed(task, rows, clock, device)
 
 
