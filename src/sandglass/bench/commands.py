@@ -41,15 +41,17 @@ def speed(
         if name not in CASES:
             raise Problem("P-121", Exit.USAGE, f"no case '{name}'", fix=did_you_mean(name, CASES))
     at, about = turns.machine(clock), show.facts()
+    how = {"clock": at.clock, "threads": at.threads, "workers": at.workers}
     peak, found = turns.peak_flops(at), []
     for name in cases or [name for name, case in CASES.items() if case.on == at.device.type]:
         case = CASES[name]
         with _images(data, case.size) as split:
             found.append(turns.measure(case, split, at, rounds, steps or case.steps))
         print(f"{name}: {rounds} rounds of {steps or case.steps} steps", flush=True)
-    how = {"clock": at.clock, "threads": at.threads, "workers": at.workers}
-    show.keep(folder, "rounds", about | how, show.rounds(found))
-    show.keep(folder, "speed", about, (row for one in found for row in one.rows(peak)))
+        show.keep(
+            folder, "rounds", about | how, show.rounds(found)
+        )  # what is measured is kept if the next one ends early
+        show.keep(folder, "speed", about, (row for one in found for row in one.rows(peak)))
     print_table(show.table(pd.DataFrame(show.rounds(found))))
     return judge([target for one in found for target in one.targets], SLACK if quick else 1.0)
 

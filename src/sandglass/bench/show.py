@@ -41,7 +41,7 @@ def facts() -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.is_available()
-    commit = git_state(Path()).get("commit", "")[:12]
+    commit = git_state(Path()).get("commit", "unknown")[:12]
     return {
         "device": torch.cuda.get_device_name() if gpu else _processor(),
         "cores": len(os.sched_getaffinity(0)),
