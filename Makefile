@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo reproduce-table-4-6 test bench gpu-check lint schema
+.PHONY: help setup demo reproduce-table-4-6 test bench bench-scale gpu-check lint schema
 
 help:  ## these targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 8
@@ -29,7 +29,13 @@ reproduce-table-4-6: setup  ## sixteen trainings of 15 M parameters and their FG
 test: setup  ## every test
 	$(BIN)/python -m pytest
 
-bench: setup  ## what a study of 10,000 runs costs before its first job
+bench: setup  ## how fast it is, in ratios: results/bench/index.html; then what a study of 10,000 runs costs
+	$(MAKE) --keep-going bench-start bench-floor bench-parity bench-speed bench-scale
+
+bench-%: setup
+	sandglass bench $*
+
+bench-scale: setup
 	$(BIN)/python benchmarks/scale.py
 
 gpu-check: setup  ## on a GPU: a step recorded as a CUDA graph against the usual one, correct and how fast

@@ -246,6 +246,52 @@ def list_(
         print("and every timm model by its name")
 
 
+Packed = Annotated[Path | None, typer.Option("--data", help="A packed data set; default: windows of two photographs.")]
+
+bench = typer.Typer(no_args_is_help=True, help="How fast it is: ratios measured in turns, in results/bench.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command("speed")
+def bench_speed(
+    cases: Annotated[list[str] | None, typer.Argument(help="Networks at a size; default: all for this device.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="That count; one more warms up.")] = 7,
+    steps: Annotated[int | None, typer.Option(min=1, help="That count in each turn; default: the case's.")] = None,
+    clock: Annotated[str, typer.Option(help="cpu, wall, or auto: cpu where others use the machine.")] = "auto",
+    data: Packed = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The smallest case, a minute, eased targets.")] = False,
+    root: Root = _ROOT,
+) -> int:
+    """The training step fed from memory, by lightly and by us: fraction of the ceiling and speed-up."""
+    from sandglass.bench import commands
+
+    return commands.speed(root / "results" / "bench", cases or (), rounds, steps, clock, data, quick)
+
+
+@bench.command("floor")
+def bench_floor(data: Packed = None, root: Root = _ROOT) -> int:
+    """What the views of an image cost, function by function."""
+    from sandglass.bench import commands
+
+    return commands.floor(root / "results" / "bench", data)
+
+
+@bench.command("start")
+def bench_start(repeats: Annotated[int, typer.Option(min=1)] = 5, root: Root = _ROOT) -> int:
+    """Seconds from the start of a training job to the data of its first step, and where they go."""
+    from sandglass.bench import commands
+
+    return commands.start(root / "results" / "bench", repeats)
+
+
+@bench.command("parity")
+def bench_parity(data: Packed = None, root: Root = _ROOT) -> int:
+    """How far batched views are from torchvision's, operation by operation."""
+    from sandglass.bench import commands
+
+    return commands.parity(root / "results" / "bench", data)
+
+
 def main() -> NoReturn:
     """Entry point: every failure is one screen and an exit code."""
     debug = "--debug" in sys.argv

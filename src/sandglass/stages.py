@@ -118,8 +118,8 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     import torch
 
     from sandglass.data.loader import open_split
-    from sandglass.engine import train
     from sandglass.engine.online import OnlineProbe
+    from sandglass.engine.task import Task
     from sandglass.evaluate.features import classify
     from sandglass.objectives import OBJECTIVES
     from sandglass.objectives._check import refuse_misfit
@@ -137,7 +137,7 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     refuse_misfit(name, objective, sizes_of(views, s["size"]), encoder)
 
     online = OnlineProbe(encoder.width, classes, _device(params)) if s["train"]["online_probe"] else None
-    task = train.Task(
+    task = Task(
         encoder, objective, {}, split, torch.arange(len(split)), s["views"], s["size"], s["train"], _seed(run),
         online=online,
     )  # fmt: skip
@@ -170,7 +170,7 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     from sandglass.auxiliary import AUXILIARY
     from sandglass.data.loader import open_split
     from sandglass.data.splits import label_fraction
-    from sandglass.engine import train
+    from sandglass.engine.task import Task
     from sandglass.evaluate.features import classify
     from sandglass.objectives import OBJECTIVES
 
@@ -183,7 +183,7 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     objective = OBJECTIVES.get("supervised")(encoder, {}, classes).to(device)
     auxiliaries = {name: AUXILIARY.get(name)(encoder, values).to(device) for name, values in s["auxiliary"].items()}
     index = label_fraction(split.labels, s["labels"], seed=seed)
-    task = train.Task(
+    task = Task(
         encoder, objective, auxiliaries, split, torch.as_tensor(index), s["views"], s["size"], s["train"], seed,
         frozen=frozen, lr_scales=scales,
     )  # fmt: skip

@@ -18,6 +18,9 @@ from lightly.models.modules.heads import (
     VicRegLLocalProjectionHead,
     VICRegProjectionHead,
 )
+from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+from PIL import Image
 from torch import nn
 
 
@@ -76,10 +79,40 @@ def masked_vision_transformer_decoder():
     assert decoder.decode(placed).shape == (3, 4, 8)
 
 
+def byol_transform():
+    """What `bench` measures against: two views of a PIL image, with the given chances, in [0, 1] if not normalised."""
+    none = {
+        "input_size": 8,
+        "min_scale": 1.0,
+        "cj_prob": 0.0,
+        "hf_prob": 0.0,
+        "random_gray_scale": 0.0,
+        "normalize": None,
+    }
+    image = Image.new("RGB", (8, 8), (255, 0, 51))
+    flat = torch.tensor([1.0, 0.0, 0.2]).view(3, 1, 1).expand(3, 8, 8)
+    first = BYOLView1Transform(gaussian_blur=0.0, solarization_prob=0.0, **none)
+    second = BYOLView2Transform(gaussian_blur=0.0, solarization_prob=1.0, **none)
+    views = BYOLTransform(first, second)(image)
+    torch.testing.assert_close(views[0], flat)
+    torch.testing.assert_close(views[1], torch.where(flat > 0.5, 1 - flat, flat))
+
+
+def momentum():
+    model, average = nn.Linear(2, 2), nn.Linear(2, 2)
+    deactivate_requires_grad(average)
+    assert not any(p.requires_grad for p in average.parameters())
+    expected = 0.9 * average.weight + 0.1 * model.weight
+    update_momentum(model, average, m=0.9)
+    torch.testing.assert_close(average.weight, expected)
+
+
 RELIED_ON = {
     **{kind.__name__: heads for kind in (*HEADS, ProjectionHead)},
     "NegativeCosineSimilarity": negative_cosine_similarity,
     "MaskedVisionTransformerDecoderTIMM": masked_vision_transformer_decoder,
+    **dict.fromkeys(("BYOLTransform", "BYOLView1Transform", "BYOLView2Transform"), byol_transform),
+    **dict.fromkeys(("deactivate_requires_grad", "update_momentum"), momentum),
 }
 
 
@@ -102,3 +135,11 @@ def test_negative_cosine_similarity():
 
 def test_masked_vision_transformer_decoder():
     masked_vision_transformer_decoder()
+
+
+def test_byol_transform():
+    byol_transform()
+
+
+def test_momentum():
+    momentum()

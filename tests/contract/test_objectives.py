@@ -14,7 +14,8 @@ from sandglass.backbones.grid import Encoder, build
 from sandglass.config import Engine, Pretrain, resolve
 from sandglass.data import catalog, pack
 from sandglass.data.loader import Batch, Clock, open_split, step_generator
-from sandglass.engine.train import Task, train
+from sandglass.engine.task import Task
+from sandglass.engine.train import train
 from sandglass.errors import Exit, Problem
 from sandglass.objectives import OBJECTIVES
 from sandglass.registry import literals

@@ -10,7 +10,8 @@ from sandglass.backbones.grid import build
 from sandglass.config import Engine, Pretrain, resolve
 from sandglass.data import catalog, pack
 from sandglass.data.loader import open_split
-from sandglass.engine.train import Task, train
+from sandglass.engine.task import Task
+from sandglass.engine.train import train
 from sandglass.objectives import OBJECTIVES
 from sandglass.registry import literals
 from sandglass.views import RECIPES

@@ -61,7 +61,7 @@ class Recorded:
             self.play = self.record(lambda: self.step([still]))
         for own, new in zip((*self.still.views, self.still.labels), (*batch.views, batch.labels), strict=True):
             own.copy_(new)
-        return self.play()
+        return replace(self.play(), rows=batch.index)
 
     def _beside(self, batch: Batch) -> Seen:
         if batch.labels.device.type != "cuda":

@@ -32,6 +32,7 @@ class Seen:
     loss: Tensor  # of the images of all processes, float32
     pooled: Tensor  # of the first view of this process's images, (B, C)
     labels: Tensor  # (B,)
+    rows: Tensor  # of the split, that this process saw, (B,), on the CPU
     features: list[Features]  # of the last part
     batch: Batch  # the last part
 
@@ -56,7 +57,7 @@ class Step:
     def __call__(self, batches: Iterable[Batch]) -> Seen:
         """`batches`: the parts, of equal size, each made when its turn comes."""
         self.optimizer.zero_grad(set_to_none=True)
-        told, pooled, labels = [], [], []
+        told, pooled, labels, rows = [], [], [], []
         for batch in batches:
             total, scalars, features = self._losses(batch)
             with _seen_once(self.encoder):
@@ -64,6 +65,7 @@ class Step:
             told.append(scalars | {"total": total.detach()})
             pooled.append(features[0].pooled.detach())
             labels.append(batch.labels)
+            rows.append(batch.index)
         whole = told[0] if self.parts == 1 else {key: torch.stack([t[key] for t in told]).mean(0) for key in told[0]}
         loss = whole["total"].float().clone()
         gradients = [p.grad for p in self.trained if p.grad is not None]
@@ -73,7 +75,7 @@ class Step:
             nn.utils.clip_grads_with_norm_(self.trained, self.clip_norm, norm)
         self.optimizer.step()
         whole["gradient_norm"] = norm
-        return Seen(whole, loss, torch.cat(pooled), torch.cat(labels), features, batch)
+        return Seen(whole, loss, torch.cat(pooled), torch.cat(labels), torch.cat(rows), features, batch)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], list[Features]]:
         device = batch.labels.device.type

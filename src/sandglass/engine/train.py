@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,46 +24,23 @@ import torch
 from torch import Tensor, nn
 
 from sandglass import distributed, slurm
-from sandglass.auxiliary._base import Auxiliary
-from sandglass.backbones.grid import Encoder
 from sandglass.config import Engine
-from sandglass.data.feed import Feed, sent
-from sandglass.data.loader import Batch, Clock, Split, epoch_order, step_generator
+from sandglass.data.loader import Clock
 from sandglass.engine import checkpoint, optim
+from sandglass.engine.batches import Batches, Source
 from sandglass.engine.cost import Cost
 from sandglass.engine.graph import Recorded, recordable
-from sandglass.engine.online import LR_PER_256, OnlineProbe
+from sandglass.engine.online import LR_PER_256
 from sandglass.engine.progress import Progress
 from sandglass.engine.schedule import learning_rate_factor
 from sandglass.engine.step import Step, checkpoint_activations, refuse_parts
+from sandglass.engine.task import Task
 from sandglass.errors import Exit, Problem
-from sandglass.objectives._base import Objective
 from sandglass.runs import write_atomic
-from sandglass.views.recipes import Drawn, draw_views, located_views
 
 LIMIT_MARGIN_SECONDS = (
     120.0  # before a time limit, for the step at hand, a validation and the save; less if it is short
 )
-
-
-@dataclass
-class Task:
-    """Everything that decides what is learned."""
-
-    encoder: Encoder
-    objective: Objective
-    auxiliaries: dict[str, Auxiliary]
-    split: Split
-    index: Tensor  # rows of the split to learn from, (N,) int64
-    views: dict[str, dict[str, Any]]  # the recipe's name and its settings
-    size: int  # px
-    train: dict[str, Any]  # an Optimisation section
-    seed: int
-    frozen: list[nn.Module] = field(default_factory=list)  # kept in eval mode, without gradients
-    lr_scales: dict[str, float] = field(default_factory=dict)  # prefix of encoder.model's names -> factor
-    online: OnlineProbe | None = None  # learns beside, from the features of the first view
-    each_epoch: Callable[[int], dict[str, float]] | None = None  # numbers to log at the end of an epoch; process 0
-    check: Callable[[], None] = lambda: None  # raises if the run is no longer ours to write
 
 
 @dataclass
@@ -83,8 +60,10 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = print) -> Outcome:
-    """Train from the newest checkpoint in `state`, or from the start, to the end.
+def train(
+    task: Task, state: Path, engine: Engine, say: Callable[[str], None] = print, batches: Source | None = None
+) -> Outcome:
+    """Train from the newest checkpoint in `state`, or from the start, to the end, on `batches` of the task's images.
 
     Metrics go to state/metrics.jsonl, cut back on resume to what the checkpoint had seen.
     Raises Problem: T-102 (78) no full batch; T-103 (76) non-finite loss; T-104 (76) collapse; T-105 (75) stopped early;
@@ -157,9 +136,7 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
         save_seconds = time.monotonic() - tick
 
     unchecked: list[tuple[int, Tensor, Tensor]] = []  # step, (loss, gradient norm), ids: read without stalling a GPU
-    ordered = -1  # the epoch that `order`, `drawn` and `images` belong to
-    feed, sizes = Feed(task.split, device), torch.from_numpy(task.split.sizes)[task.index].to(device)
-    (recipe, views), *_ = task.views.items()
+    batches, begun = batches or Batches(task, device, engine.accumulate), -1
     saved_at, deadline = time.monotonic(), _deadline(engine)
     with (
         _stop_requests() as stop,
@@ -167,13 +144,9 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
         Progress(f"seed {task.seed}", steps, say) as progress,
     ):
         while step < steps:
-            epoch, within = divmod(step, steps_per_epoch)
-            if epoch != ordered:
-                order, ordered = epoch_order(len(task.index), task.seed, epoch), epoch
-                own = [_own(order[i * batch_size :][:batch_size], engine.accumulate) for i in range(steps_per_epoch)]
-                starting = step_generator(task.seed, epoch, 0, "views")
-                drawn = draw_views(recipe, views, sizes, task.size, starting, task.index)
-                images = feed.images(task.index[part] for parts in own[within:] for part in parts)
+            epoch = step // steps_per_epoch
+            if epoch != begun:
+                begun = epoch
                 modules.train()
                 for module in task.frozen:
                     module.eval()
@@ -182,15 +155,14 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
             tick = time.monotonic()
             factor = learning_rate_factor(step, steps, warmup_steps, settings["schedule"])
             optim.set_rates(optimizer, lr, factor)
-            seen = make_step(_batches(task, own[within], images, drawn, Clock(step, steps, steps_per_epoch), device))
+            seen = make_step(batches(Clock(step, steps, steps_per_epoch)))
             step += 1
             task.objective.after_step(task.encoder, step / steps)
             for auxiliary in task.auxiliaries.values():
                 auxiliary.after_step(task.encoder, step / steps)
             if task.online:
                 task.online.learn(seen.pooled, seen.labels, LR_PER_256 * batch_size / 256 * factor)
-            ids = task.index[torch.cat(own[within])]
-            unchecked.append((step, torch.stack((seen.loss, seen.scalars["gradient_norm"])), ids))
+            unchecked.append((step, torch.stack((seen.loss, seen.scalars["gradient_norm"])), seen.rows))
 
             ends_epoch = step % steps_per_epoch == 0
             due, ending, to_save = distributed.any_of(
@@ -226,32 +198,6 @@ def train(task: Task, state: Path, engine: Engine, say: Callable[[str], None] = 
     if metrics:
         metrics.flush()
     return Outcome(steps, attempts, cost, collapsed)
-
-
-def _own(batch: Tensor, parts: int) -> list[Tensor]:
-    """This process's share of a batch, in so many parts."""
-    count, first = distributed.processes() * parts, distributed.rank() * parts
-    return [batch[k * len(batch) // count : (k + 1) * len(batch) // count] for k in range(first, first + parts)]
-
-
-def _batches(
-    task: Task,
-    parts: list[Tensor],
-    images: Iterator[Tensor],
-    drawn: list[Drawn],
-    clock: Clock,
-    device: torch.device,
-) -> Iterator[Batch]:
-    """Of the images at the places `parts` of the task's index, the views that were drawn for them."""
-    for k, which in enumerate(parts):
-        rows, rank = task.index[which], distributed.rank() * len(parts) + k
-        views, places = located_views(drawn, next(images), sent(which, device))
-        labels = sent(torch.from_numpy(task.split.labels[rows.numpy()]), device)
-        drawing = step_generator(task.seed, clock.epoch, clock.step % clock.steps_per_epoch, "loss")
-        batch = Batch(views, labels, rows, drawing, rank, distributed.processes() * len(parts), clock, places)
-        drops = int(torch.randint(2**62, (), generator=batch.generator))
-        torch.manual_seed(drops + rank)  # drop-path and dropout
-        yield batch
 
 
 def _half_precision(precision: str, device: torch.device) -> bool:

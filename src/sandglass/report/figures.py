@@ -125,6 +125,22 @@ def dots(rows: Sequence[tuple[str, str, Sequence[float]]], xlabel: str, span: tu
         )
 
 
+def bars(rows: Sequence[tuple[str, str, float]], xlabel: str) -> str:
+    """One bar per (label, group, value >= 0), its label and value above it. Bars of a group share a colour."""
+    order = list(dict.fromkeys(group for _, group, _ in rows))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(0.5 + 0.32 * len(rows))
+        for y, (label, group, value) in enumerate(rows):
+            axes.barh(y, value, 0.36, color=COLOURS[order.index(group) % len(COLOURS)])
+            place: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "bottom"}
+            axes.annotate(label, (0, y), (0, 5), ha="left", **place)
+            axes.annotate(f"{value:.3g}" if value < 100 else f"{value:,.0f}", (1, y), (0, 5), ha="right", **place)
+        axes.set(xlabel=xlabel, ylim=(len(rows) - 0.6, -0.9), yticks=[])
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="y", visible=False)
+        return _svg(figure, f"{xlabel}: " + "; ".join(f"{label} {value:.3g}" for label, _, value in rows))
+
+
 def epsilons(groups: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     """Accuracy by strength of attack: (epsilons (E,) in 1/255, values (seeds, E)); mean, band of one deviation."""
     with matplotlib.rc_context(STYLE):

@@ -12,7 +12,8 @@ from sandglass.config import Engine, Pretrain
 from sandglass.data import catalog, pack
 from sandglass.data.loader import open_split
 from sandglass.engine.online import OnlineProbe
-from sandglass.engine.train import Task, train
+from sandglass.engine.task import Task
+from sandglass.engine.train import train
 from sandglass.errors import Exit, Problem
 from sandglass.objectives.byol import BYOL
 from sandglass.objectives.supervised import Supervised

@@ -10,7 +10,8 @@ from sandglass.data import catalog, pack
 from sandglass.data.loader import Batch, open_split, step_generator
 from sandglass.engine import optim
 from sandglass.engine.step import Step, checkpoint_activations
-from sandglass.engine.train import Task, train
+from sandglass.engine.task import Task
+from sandglass.engine.train import train
 from sandglass.errors import Exit, Problem
 from sandglass.objectives import OBJECTIVES
 

@@ -13,7 +13,8 @@ from sandglass.config import Engine, Optimisation, resolve
 from sandglass.data import catalog, pack
 from sandglass.data.loader import open_split
 from sandglass.engine import checkpoint
-from sandglass.engine.train import Task, device_of, train
+from sandglass.engine.task import Task
+from sandglass.engine.train import device_of, train
 from sandglass.errors import Exit, Problem
 from sandglass.objectives.byol import BYOL
 from sandglass.objectives.supervised import Supervised

@@ -13,7 +13,8 @@ from sandglass.config import Engine, Optimisation, resolve
 from sandglass.data import catalog, pack
 from sandglass.data.loader import Batch, open_split
 from sandglass.engine import train as engine
-from sandglass.engine.train import Task, train
+from sandglass.engine.task import Task
+from sandglass.engine.train import train
 from sandglass.errors import Problem
 from sandglass.objectives import OBJECTIVES
 from sandglass.objectives.simsiam import SimSiam

@@ -1,0 +1,96 @@
+"""Feeds take turns in the real loop: what is counted, and that all give the step the same."""
+
+import itertools
+from contextlib import nullcontext
+from statistics import median
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sandglass.bench import speed
+from sandglass.bench.cases import Case
+from sandglass.bench.photographs import pack_windows
+from sandglass.data.loader import Clock, Split, open_split
+
+CASE = Case("small", "toy", 32, 8, heads={"hidden": 16, "out": 8}, fraction=0.5)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    return open_split(pack_windows(tmp_path_factory.mktemp("windows"), 32, 40), "pretrain")
+
+
+def test_the_first_step_of_a_turn_is_not_counted() -> None:
+    """On a clock that only the feeds move: 3 and 5 a batch, and 100 more for the first batch of a turn."""
+    clock, entered = [0.0], []
+
+    def feed(name: str, cost: float):
+        def turn():
+            entered.append(name)
+            calls = itertools.count()
+
+            def make(_):
+                clock[0] += cost + 100 * (next(calls) == 0)
+                return []
+
+            return nullcontext(make)
+
+        return turn
+
+    def foreign() -> float:
+        clock[0] += 1000  # in nobody's turn
+        return 7.0
+
+    turns = speed._Turns(
+        {"a": feed("a", 3), "b": feed("b", 5)}, {"c": foreign}, 4, SimpleNamespace(now=lambda: clock[0])
+    )
+    steps = turns.steps_of(rounds=2)
+    for step in range(steps):
+        turns(Clock(step, steps, steps))
+    assert entered == ["a", "b"] * 3
+    assert turns.spent == {"a": [12.0] * 3, "b": [20.0] * 3, "c": [7.0] * 3}
+
+
+def test_all_feeds_give_the_step_the_same_shapes(split: Split) -> None:
+    at = speed.Machine(CPU, "cpu", 1, 0)
+    task = speed._task(CASE, split, CPU)
+    resident = speed._resident(task, CPU)
+    kinds = {}
+    for name, turn in speed._feeds(CASE, task, resident, 1, at).items():
+        with turn() as feed:
+            (batch,) = feed(Clock(0, 9, 9))
+        views = [(tuple(view.shape), view.dtype) for view in batch.views]
+        kinds[name] = views, tuple(batch.labels.shape), batch.labels.dtype
+        assert all(view.min() >= 0 and view.max() <= 1 and view.std() > 0.05 for view in batch.views), name
+    expected = [((8, 3, 32, 32), torch.float32)] * 2, (8,), torch.int64
+    assert kinds == dict.fromkeys(("memory", "lightly", "ours"), expected)
+
+
+@pytest.mark.parametrize(("clock", "workers"), [("cpu", 0), ("wall", 1)])
+def test_a_reduced_measurement(split: Split, clock: str, workers: int) -> None:
+    found = speed.measure(CASE, split, speed.Machine(CPU, clock, 1, workers), rounds=2, steps=2)
+    assert list(found.times) == ["memory", "lightly", "ours", "lightly as shipped", "lightly's step on memory"]
+    assert all(len(times) == 2 and min(times) > 0 for times in found.times.values())
+    rows = {row["feed"]: row for row in found.rows(peak=1e12)}
+    for feed, row in rows.items():
+        ratios = [found.times["memory"][i] / found.times[feed][i] for i in range(2)]
+        disputed = (max(ratios) - min(ratios)) / median(ratios) > 0.25
+        assert row["fraction_median"] == (None if disputed else pytest.approx(median(ratios)))
+        assert row["img_per_s"] == pytest.approx(1000 / median(found.times[feed]))
+        assert row["share_of_peak"] == pytest.approx(found.flops * row["img_per_s"] / 1e12)
+    assert rows["memory"]["fraction_median"] == 1
+    assert [target.what for target in found.targets] == ["small: fraction of the ceiling"]
+
+
+def test_flops_are_those_of_two_online_passes_with_gradients_and_two_target_passes(split: Split) -> None:
+    """Three convolutions of the toy by hand: 2 x 9 x in x out x cells; gradients cost two passes more, but the first
+    layer's input has none. Batch norm of a head is no product. Heads: 32-16-8 twice (projector), 8-16-8 (predictor)."""
+    task = speed._task(CASE, split, CPU)
+    counted = speed._flops(task, speed._resident(task, CPU)[0])
+    layers = [2 * 9 * 3 * 8 * 256, 2 * 9 * 8 * 16 * 64, 2 * 9 * 16 * 32 * 16]
+    projector, predictor = 2 * (32 * 16 + 16 * 8), 2 * (8 * 16 + 16 * 8)
+    once = sum(layers) + projector
+    online = 3 * (once + predictor) - layers[0]
+    assert counted == 2 * online + 2 * once
