@@ -12,7 +12,7 @@ from sandglass.backbones.grid import Encoder, Features, build
 from sandglass.config import Engine, Optimisation, resolve
 from sandglass.data import catalog, pack
 from sandglass.data.loader import Batch, open_split
-from sandglass.engine import train as engine
+from sandglass.engine import batches
 from sandglass.engine.task import Task
 from sandglass.engine.train import train
 from sandglass.errors import Problem
@@ -79,7 +79,7 @@ def test_in_batches_of_another_size(packed: Path, tmp_path: Path, known: Views, 
 
 
 def test_in_another_order(packed: Path, tmp_path: Path, known: Views, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "epoch_order", lambda n, seed, epoch: torch.arange(n).flip(0))
+    monkeypatch.setattr(batches, "epoch_order", lambda n, seed, epoch: torch.arange(n).flip(0))
     assert_equal(seen_by(packed, tmp_path), known)
 
 
