@@ -52,7 +52,7 @@ class Place:
             line = ["snakemake", "--profile", "slurm", *words]
             return subprocess.Popen(line, cwd=self.root, env=self.cluster.environment, stdout=log, stderr=log)
 
-    def finish(self, driver: subprocess.Popen[bytes], code: int = 0, seconds: float = 600) -> None:
+    def finish(self, driver: subprocess.Popen[bytes], code: int = 0, seconds: float = 1100) -> None:
         """The command ends by itself, with this exit code, and leaves neither a job nor a process."""
         assert driver.wait(seconds) == code, f"exit {driver.returncode}\n{self.said()[-6000:]}"
         assert not [job for job in self.jobs() if job["state"] in ("PENDING", "RUNNING", "COMPLETING")], self.jobs()
