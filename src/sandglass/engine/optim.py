@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -64,11 +65,18 @@ def build(groups: list[dict[str, Any]], name: str, lr: float, momentum: float) -
     """The optimiser of a name. LARS is lightly's: trust ratio only where a group has weight decay."""
     fused = all(p.is_cuda for group in groups for p in group["params"])
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=fused or None)
+        return _uncompiled(torch.optim.AdamW)(groups, lr=lr, fused=fused or None)
     if name == "adam":
-        return torch.optim.Adam(groups, lr=lr, fused=fused or None)
+        return _uncompiled(torch.optim.Adam)(groups, lr=lr, fused=fused or None)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused or None)
+        return _uncompiled(torch.optim.SGD)(groups, lr=lr, momentum=momentum, fused=fused or None)
     from lightly.utils.lars import LARS
 
-    return LARS(groups, lr=lr, momentum=momentum)
+    return _uncompiled(LARS)(groups, lr=lr, momentum=momentum)
+
+
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> Any:
+    """The same optimiser, but for what imports torch's compiler (backbones/_timm.py) to say that it is not compiled."""
+    methods = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in methods}
+    return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(plain["step"])})
