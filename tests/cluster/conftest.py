@@ -17,7 +17,7 @@ studies:
     size: 32
     backbone: toy
     seeds: [0]
-    pretrain: {objective: byol, epochs: 70, batch_size: 128, warmup_epochs: 1}
+    pretrain: {objective: byol, epochs: 25, batch_size: 128, warmup_epochs: 1}
     objectives: {byol: {hidden: 32, out: 16}}
 """
 SHORTER = {  # of the shipped profile, only what a person waits for
