@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are for other tests
+
 REPO = Path(__file__).resolve().parents[1]
 
 

@@ -17,7 +17,7 @@ studies:
     size: 32
     backbone: toy
     seeds: [0]
-    pretrain: {objective: byol, epochs: 70, batch_size: 128, warmup_epochs: 1}
+    pretrain: {objective: byol, epochs: 25, batch_size: 128, warmup_epochs: 1}
     objectives: {byol: {hidden: 32, out: 16}}
 """
 SHORTER = {  # of the shipped profile, only what a person waits for
@@ -52,7 +52,7 @@ class Place:
             line = ["snakemake", "--profile", "slurm", *words]
             return subprocess.Popen(line, cwd=self.root, env=self.cluster.environment, stdout=log, stderr=log)
 
-    def finish(self, driver: subprocess.Popen[bytes], code: int = 0, seconds: float = 600) -> None:
+    def finish(self, driver: subprocess.Popen[bytes], code: int = 0, seconds: float = 1100) -> None:
         """The command ends by itself, with this exit code, and leaves neither a job nor a process."""
         assert driver.wait(seconds) == code, f"exit {driver.returncode}\n{self.said()[-6000:]}"
         assert not [job for job in self.jobs() if job["state"] in ("PENDING", "RUNNING", "COMPLETING")], self.jobs()

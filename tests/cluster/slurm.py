@@ -194,7 +194,9 @@ class Slurm:
         while found := [process for process in self._of_node(node) if process.pid not in stopped]:
             _signal(found, signal.SIGSTOP)  # those that watch the others first; what began meanwhile is found next time
             stopped |= {process.pid: process for process in found}
-        _signal(list(stopped.values()), signal.SIGKILL)
+        # Children first: a stopped srun whose parent dies is woken (SIGHUP, SIGCONT) and cancels its step by its last
+        # word, which reaches the step of the same name in the restarted job.
+        _signal(list(reversed(stopped.values())), signal.SIGKILL)
         self.daemons.pop(node).wait()
 
     def _of_node(self, node: str) -> list[psutil.Process]:

@@ -83,7 +83,7 @@ def test_a_training_stops_before_its_time_limit_and_goes_on(place: Place) -> Non
     (lease,) = place.root.glob("state/pretrain/*/lease.json")
     training = psutil.Process(json.loads(lease.read_text())["pid"])
     training.suspend()  # a machine on which it cannot end in time
-    until(lambda: place.cluster("squeue", "-h", "-j", job["id"], "-o", "%L").strip() < "0:08", 60, "the last seconds")
+    until(lambda: place.cluster("squeue", "-h", "-j", job["id"], "-o", "%L").strip() < "0:12", 60, "the last seconds")
     training.resume()
     place.finish(driver)
     *stopped, done = [job["state"] for job in place.jobs()]

@@ -97,7 +97,7 @@ def test_many_jobs_of_one_kind_are_submitted_as_an_array_and_a_failed_member_alo
 
 
 def test_a_permanent_error_is_attempted_once(tmp_path, repo, cluster):
-    params = TRAINING.replace("epochs: 70", "epochs: 2").replace(
+    params = TRAINING.replace("epochs: 25", "epochs: 2").replace(
         "warmup_epochs: 1", "warmup_epochs: 0, lr_per_256: 1e30"
     )
     place = Place(tmp_path, repo, cluster, params, **{"retries: 5": "retries: 1"})
@@ -108,7 +108,7 @@ def test_a_permanent_error_is_attempted_once(tmp_path, repo, cluster):
 
 
 def test_one_job_of_two_tasks_on_two_nodes_trains_data_parallel(tmp_path_factory, repo, cluster):
-    params = TRAINING.replace("epochs: 70", "epochs: 2").replace("log_every_steps: 5", "log_every_steps: 1")
+    params = TRAINING.replace("epochs: 25", "epochs: 2").replace("log_every_steps: 5", "log_every_steps: 1")
     spread = {"    runtime: 1440\n": "    runtime: 1440\n    tasks: 2\n    nodes: 2\n    mpi: srun\n"}
     place = Place(
         tmp_path_factory.mktemp("two"), repo, cluster, params, **spread, **{"  pretrain: 2\n": "  pretrain: 1\n"}

@@ -72,3 +72,26 @@ def test_help_in_under_half_a_second():
 def test_files_stay_short(repo):
     long = {f.name: n for f in (repo / "src").rglob("*.py") if (n := len(f.read_text().splitlines())) > 500}
     assert not long, long
+
+
+def test_a_job_starts_without_pytorchs_compiler_and_whoever_compiles_has_it():
+    code = """
+import importlib, pkgutil, sys
+import sandglass
+for module in pkgutil.walk_packages(sandglass.__path__, "sandglass."):
+    if module.name.split(".")[1] not in ("__main__", "tracking"):  # the command; MLflow, which is in no job
+        importlib.import_module(module.name)
+import torch
+from sandglass.engine import optim
+for name in ("adamw", "adam", "sgd", "lars"):
+    weights = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = optim.build([{"params": [weights], "weight_decay": 0.1}], name, 0.1, 0.9)
+    optimizer.zero_grad()
+    weights.sum().backward()
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+assert not {"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules)
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2
+assert torch.compiler.disable(lambda x: x + 1)(1) == 2 and "torch._dynamo" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sandglass.backbones import BACKBONES
+from sandglass.backbones._timm import timm
 from sandglass.errors import Exit, Problem, did_you_mean
 
 for _name in BACKBONES:

@@ -5,6 +5,7 @@ No step asks a tensor for its value, so that a GPU is never waited for.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -104,11 +105,18 @@ def build(groups: list[dict[str, Any]], name: str, lr: float, momentum: float) -
     for group in groups:
         group["lr"] = torch.tensor(lr, device=device)
     if name == "lars":
-        return LARS(groups, lr=lr, momentum=momentum)
+        return _uncompiled(LARS)(groups, lr=lr, momentum=momentum)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+        return _uncompiled(torch.optim.SGD)(groups, lr=lr, momentum=momentum, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
-    return kind(groups, lr=lr, fused=True, capturable=device.type == "cuda")
+    return _uncompiled(kind)(groups, lr=lr, fused=True, capturable=device.type == "cuda")
+
+
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> Any:
+    """The same optimiser, but for what imports torch's compiler (backbones/_timm.py) to say that it is not compiled."""
+    methods = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in methods}
+    return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(plain["step"])})
 
 
 def set_rates(optimizer: torch.optim.Optimizer, peak: float, factor: float) -> None:

@@ -38,9 +38,7 @@ from sandglass.engine.task import Task
 from sandglass.errors import Exit, Problem
 from sandglass.runs import write_atomic
 
-LIMIT_MARGIN_SECONDS = (
-    120.0  # before a time limit, for the step at hand, a validation and the save; less if it is short
-)
+LIMIT_MARGIN_SECONDS = 120.0  # before a time limit, for the step at hand, a validation, the save and the way out
 
 
 @dataclass
@@ -206,13 +204,14 @@ def _half_precision(precision: str, device: torch.device) -> bool:
 
 
 def _deadline(engine: Engine) -> float:
-    """When to stop by itself, on the monotonic clock: as set, or with a margin before the SLURM job's time limit.
+    """When to stop by itself, on the monotonic clock: as set, or with a margin before the SLURM job's time limit, at
+    most a third of what is left.
 
     The scheduler's own warning cannot be relied on: it may come late, early, to the wrong process, or not at all.
     """
     now, left = time.monotonic(), slurm.seconds_left()
     asked = now + 60 * engine.deadline_minutes if engine.deadline_minutes is not None else math.inf
-    return asked if left is None else min(asked, now + left - min(LIMIT_MARGIN_SECONDS, 0.2 * left))
+    return asked if left is None else min(asked, now + left - min(LIMIT_MARGIN_SECONDS, left / 3))
 
 
 def _refuse_non_finite(

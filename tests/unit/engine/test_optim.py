@@ -141,3 +141,28 @@ def test_schedule_by_hand():
     assert math.isclose(factors[6], 0.5)
     assert factors[2:] == sorted(factors[2:], reverse=True) and factors[-1] > 0
     assert {learning_rate_factor(step, 10, 0, "constant") for step in range(10)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "more"),
+    [
+        ("adamw", torch.optim.AdamW, {"fused": True}),
+        ("adam", torch.optim.Adam, {"fused": True}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.9, "fused": True}),
+        ("lars", LARS, {"momentum": 0.9}),
+    ],
+)
+def test_what_is_left_out_for_a_compiler_changes_no_bit(name, own, more):
+    nets = [nn.Linear(3, 3), nn.Linear(3, 3)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    groups = [parameter_groups([net], 0.1) for net in nets]
+    optimizers = build_optimizer(groups[0], name, lr=0.1, momentum=0.9), own(groups[1], lr=0.1, **more)
+    for step in range(3):
+        images = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            net(images).square().sum().backward()
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+    assert not any(p.grad_fn for p in nets[0].parameters()), "a step leaves no graph"

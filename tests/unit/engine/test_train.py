@@ -2,11 +2,13 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
 import torch
 
+from sandglass import slurm
 from sandglass.auxiliary import AUXILIARY
 from sandglass.backbones.grid import build
 from sandglass.config import Engine, Optimisation, resolve
@@ -14,7 +16,7 @@ from sandglass.data import catalog, pack
 from sandglass.data.loader import open_split
 from sandglass.engine import checkpoint
 from sandglass.engine.task import Task
-from sandglass.engine.train import device_of, train
+from sandglass.engine.train import _deadline, device_of, train
 from sandglass.errors import Exit, Problem
 from sandglass.objectives.byol import BYOL
 from sandglass.objectives.supervised import Supervised
@@ -198,3 +200,13 @@ def test_collapse_that_is_to_be_reported_is_in_the_outcome_also_when_only_the_en
     spreads = iter((0.9, 0.1, 0.9))
     recovers.objective.spread = lambda: next(spreads)
     assert not train(recovers, tmp_path / "recovers", ENGINE, say=lambda text: None).collapsed
+
+
+@pytest.mark.parametrize(("left", "plan"), [(3600.0, 3480.0), (60.0, 40.0), (None, math.inf)])
+def test_a_training_plans_to_end_before_its_time_limit(
+    monkeypatch: pytest.MonkeyPatch, left: float | None, plan: float
+) -> None:
+    monkeypatch.setattr(slurm, "seconds_left", lambda: left)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    assert _deadline(Engine()) == 1000 + plan
+    assert _deadline(Engine(deadline_minutes=0.5)) == 1030
