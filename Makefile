@@ -31,7 +31,7 @@ test: setup  ## every test
 	$(BIN)/python -m pytest -m cluster
 
 bench: setup  ## how fast it is, in ratios: results/bench/index.html; then what a study of 10,000 runs costs
-	$(MAKE) --keep-going bench-start bench-floor bench-parity bench-speed bench-scale
+	$(MAKE) --keep-going bench-start bench-floor bench-parity bench-speed bench-growth bench-scale
 
 bench-%: setup
 	sandglass bench $*

@@ -292,6 +292,14 @@ def bench_parity(data: Packed = None, root: Root = _ROOT) -> int:
     return commands.parity(root / "results" / "bench", data)
 
 
+@bench.command("growth")
+def bench_growth(root: Root = _ROOT) -> int:
+    """What becomes dearer with more images, runs and epochs, at 1, 4 and 16 times the size."""
+    from sandglass.bench import commands
+
+    return commands.growth(root / "results" / "bench")
+
+
 def main() -> NoReturn:
     """Entry point: every failure is one screen and an exit code."""
     debug = "--debug" in sys.argv

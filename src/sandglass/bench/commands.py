@@ -1,4 +1,4 @@
-"""The four commands: get images, measure, print, keep, and say whether what was asked for was reached.
+"""The commands: get images, measure, print, keep, and say whether what was asked for was reached.
 
 Each returns an exit code: 0, 1 if a ratio missed its target, 75 if rounds disagreed so much that one could not be
 judged and the command should be repeated on a quieter machine.
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from sandglass.bench import floor as costs_of_views
+from sandglass.bench import growth as growing
 from sandglass.bench import parity as against_reference
 from sandglass.bench import photographs, show
 from sandglass.bench import speed as turns
@@ -119,6 +120,22 @@ def parity(folder: Path, data: Path | None, images: int = 128) -> int:
         verdict = "missed: " if name in missed else "met: " if name in bounds else ""
         print(f"{verdict}{name} {value:.3f} of 255" + (f", at most {bounds[name]:g}" if name in bounds else ""))
     return 1 if missed else 0
+
+
+def growth(folder: Path, times: Sequence[int] = growing.TIMES, share: float = 1.0) -> int:
+    """What becomes dearer with more images, runs and epochs; packing has to do with the memory that it has."""
+    about, rows = show.facts(), []
+    with tempfile.TemporaryDirectory() as place:
+        for row in growing.measure(Path(place), times, share):
+            rows.append(row)
+            size = f"{row['cpu_s']:8.2f} CPU s  {row['peak_mib']:7.0f} MiB  {row['bytes'] / 1024:9.0f} KiB"
+            print(f"{row['count']:6d} {row['cause']:7s} {row['step']:18s} {size}", flush=True)
+    show.keep(folder, "growth", about, rows)
+    packing = [row["peak_mib"] for row in rows if row["step"] == "pack"]
+    times_more = packing[-1] / packing[0]
+    verdict = "met" if times_more <= growing.FLAT else "missed"
+    print(f"{verdict}: memory of packing grew {times_more:.2f} times, at most {growing.FLAT:g}")
+    return int(verdict == "missed")
 
 
 @contextmanager

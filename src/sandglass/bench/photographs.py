@@ -7,6 +7,7 @@ china.jpg and flower.jpg are by danielbuechele and vultilion, CC BY 2.0.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,26 @@ from sandglass.runs import write_json
 CREDIT = "windows of china.jpg (danielbuechele) and flower.jpg (vultilion), CC BY 2.0, from scikit-learn"
 
 
-def pack_windows(folder: Path, side: int, count: int) -> Path:
-    """Write `count` windows of side x side px as the packed split `train` of a data set; returns `folder`."""
+def windows(side: int, count: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(window (side, side, 3) uint8, which photograph), the two in turn."""
     from sklearn.datasets import load_sample_images
 
     photographs = load_sample_images().images
     random = np.random.default_rng(0)
-    windows = np.empty((count, 3, side, side), np.uint8)
-    labels = np.arange(count) % len(photographs)
-    for window, label in zip(windows, labels):
-        height, width, _ = photographs[label].shape
-        top, left = random.integers(height - side + 1), random.integers(width - side + 1)
-        window[:] = photographs[label][top : top + side, left : left + side].transpose(2, 0, 1)
+    for number in range(count):
+        photograph = photographs[number % 2]
+        top, left = (random.integers(length - side + 1) for length in photograph.shape[:2])
+        yield photograph[top : top + side, left : left + side], number % 2
+
+
+def pack_windows(folder: Path, side: int, count: int) -> Path:
+    """Write `count` windows of side x side px as the packed split `train` of a data set; returns `folder`."""
+    pixels, labels = np.empty((count, 3, side, side), np.uint8), np.empty(count, np.int64)
+    for row, (window, label) in enumerate(windows(side, count)):
+        pixels[row], labels[row] = window.transpose(2, 0, 1), label
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "train.npy", windows)
-    np.save(folder / "train_labels.npy", labels.astype(np.int64))
+    np.save(folder / "train.npy", pixels)
+    np.save(folder / "train_labels.npy", labels)
     np.save(folder / "train_sizes.npy", np.full((count, 2), side, np.int64))
     info: dict[str, Any] = {
         "name": "photographs",
@@ -39,7 +45,7 @@ def pack_windows(folder: Path, side: int, count: int) -> Path:
         "counts": {"train": count},
         "licence": CREDIT,
     }
-    info |= {"mean": [float(windows[:, c].mean() / 255) for c in range(3)]}
-    info |= {"std": [float(windows[:, c].std() / 255) for c in range(3)]}
+    info |= {"mean": [float(pixels[:, c].mean() / 255) for c in range(3)]}
+    info |= {"std": [float(pixels[:, c].std() / 255) for c in range(3)]}
     write_json(folder / "info.json", info)
     return folder

@@ -72,7 +72,7 @@ def rounds(measured: Iterable[Measured]) -> list[dict[str, Any]]:
 def page(folder: Path) -> Path:
     """Draw index.html from the tables that are there."""
     tables = {file.stem: pd.read_csv(file) for file in sorted(folder.glob("*.csv"))}
-    makers = {"rounds": _speed, "floor": _floor, "start": _start, "parity": _parity}
+    makers = {"rounds": _speed, "floor": _floor, "start": _start, "parity": _parity, "growth": _growth}
     sections = [maker(tables[name]) for name, maker in makers.items() if name in tables]
     if (folder / "views.npz").is_file():
         sections.append(_views(dict(np.load(folder / "views.npz"))))
@@ -169,6 +169,40 @@ def _parity(rows: pd.DataFrame) -> Section:
     cells = [[row["operation"], f"{row['difference']:.3f}", row["bound"]] for row in rows.to_dict("records")]
     caption = f"Mean absolute difference to torchvision's views of the same draws, in 1/255. {_measured(rows)}"
     section.tables.append(Table(["operation", "difference", "at most"], 1, cells, caption))
+    return section
+
+
+def _growth(rows: pd.DataFrame) -> Section:
+    section = Section("growth", "What becomes dearer with more")
+    section.text.append(
+        "Each point is one command in a process of its own. Both axes are multiples of the smallest size; the grey "
+        "line is a cost that grows as its cause."
+    )
+    section.notes.append(_measured(rows))
+    for cause, some in rows.groupby("cause", sort=False):
+        lines = {}
+        for step, points in some.groupby("step", sort=False):
+            for column, name in (("cpu_s", "CPU seconds"), ("peak_mib", "memory"), ("bytes", "bytes left")):
+                lines[f"{step}: {name}"] = (
+                    points["times"].to_numpy(),
+                    (points[column] / points[column].iloc[0]).to_numpy(),
+                )
+        least, most = some["count"].min(), some["count"].max()
+        section.charts.append(
+            (f"{least:,} to {most:,} {cause}", Markup(figures.growth(lines, f"times as many {cause}")))
+        )
+    cells = [
+        [
+            row["cause"],
+            row["step"],
+            f"{row['count']:,}",
+            f"{row['cpu_s']:.2f}",
+            f"{row['peak_mib']:.0f}",
+            f"{row['bytes'] / 1024:,.0f}",
+        ]
+        for row in rows.to_dict("records")
+    ]
+    section.tables.append(Table(["of", "command", "count", "CPU s", "memory, MiB", "left, KiB"], 2, cells))
     return section
 
 

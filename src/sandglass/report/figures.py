@@ -141,6 +141,21 @@ def bars(rows: Sequence[tuple[str, str, float]], xlabel: str) -> str:
         return _svg(figure, f"{xlabel}: " + "; ".join(f"{label} {value:.3g}" for label, _, value in rows))
 
 
+def growth(lines: dict[str, tuple[np.ndarray, np.ndarray]], xlabel: str) -> str:
+    """Cost by size, both as multiples of the smallest, on logarithmic axes; grey: a cost that grows as its cause."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(2.4, len(lines))
+        sizes = sorted({float(x) for xs, _ in lines.values() for x in xs})
+        axes.plot(sizes, sizes, color=RULE, linewidth=3, zorder=0)
+        for name, colour, kind in _styled(lines):
+            axes.plot(*lines[name], kind, marker="o", color=colour, markersize=4, linewidth=1.4, label=name)
+        axes.set(xscale="log", yscale="log", xlabel=xlabel, xticks=sizes, yticks=sizes)
+        axes.set(xticklabels=[f"{size:g}" for size in sizes], yticklabels=[f"{size:g}" for size in sizes])
+        axes.minorticks_off()
+        _legend(axes)
+        return _svg(figure, f"cost by {xlabel}")
+
+
 def epsilons(groups: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     """Accuracy by strength of attack: (epsilons (E,) in 1/255, values (seeds, E)); mean, band of one deviation."""
     with matplotlib.rc_context(STYLE):
