@@ -1,35 +1,40 @@
-"""Do batched views train as well as torchvision's, made one PIL image at a time? kNN after the same SimCLR training.
+"""Do batched views train as well as torchvision's, made one PIL image at a time? Probes after the same SimCLR training.
 
-    python benchmarks/views_in_training.py cifar-10-python-subset.tar.gz [--epochs 20] [--seeds 3]
+    python benchmarks/views_in_training.py cifar-10-python-subset.tar.gz results.csv [--epochs 20] [--seeds 3]
 
-Both ways see the same images in the same order from the same weights; only the views differ. SimCLR recipe at 32 px (no
-blur), NT-Xent at temperature 0.5, backbone `toy`, AdamW 2e-3 with a cosine. Prints one line per way and seed, then the
-difference of the means with its standard error over seeds.
+Both ways see the same images in the same order from the same weights in the loop of training; only the views differ.
+SimCLR recipe at 32 px (no blur), backbone `toy`. A line for each way, seed and probe goes to the table; then the
+difference of the means is printed for each probe, with its standard error over the seeds and, to judge it by, the
+deviation over the seeds of torchvision's way.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
-from lightly.loss import NTXentLoss
-from lightly.models.modules.heads import SimCLRProjectionHead
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from sandglass.backbones.grid import build
-from sandglass.config import resolve
+from sandglass.config import Engine, Pretrain, resolve
 from sandglass.data import catalog, pack
-from sandglass.data.loader import epoch_order, open_split, step_generator
+from sandglass.data.loader import Batch, Clock, open_split
+from sandglass.engine.batches import Batches
+from sandglass.engine.task import Task
+from sandglass.engine.train import train
 from sandglass.evaluate import PROBES
 from sandglass.evaluate.features import Subject
-from sandglass.views.recipes import make_views
+from sandglass.objectives import OBJECTIVES
+from sandglass.views import RECIPES
 
-BATCH = 128
+CPU = torch.device("cpu")
 ONE_BY_ONE = v2.Compose(
     [
         v2.RandomResizedCrop(32, (0.08, 1.0), antialias=True),
@@ -40,60 +45,67 @@ ONE_BY_ONE = v2.Compose(
 )
 
 
-def pil_views(images: Tensor) -> list[Tensor]:
-    """Two views (B, 3, 32, 32) of uint8 images, by torchvision on PIL images; draws from torch's global generator."""
-    pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
-    stacks = (np.stack([np.asarray(ONE_BY_ONE(picture)) for picture in pictures]) for _ in range(2))
-    return [torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255 for stack in stacks]
+class OneByOne(Batches):
+    """The same batches with views by torchvision on PIL images, which draws from torch's own generator."""
+
+    def _part(self, clock: Clock, which: Tensor, rank: int) -> Batch:
+        batch = super()._part(clock, which, rank)
+        images, _ = self.task.split.take(batch.index)
+        pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
+        stacks = (np.stack([np.asarray(ONE_BY_ONE(picture)) for picture in pictures]) for _ in range(2))
+        return replace(batch, views=[torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255 for stack in stacks])
 
 
-def train_and_judge(folder: Path, way: str, seed: int, epochs: int) -> float:
-    """Top-1 of the weighted kNN probe (k = 200) on the test images."""
+WAYS = {"one by one": OneByOne, "batched": Batches}
+
+
+def top1(folder: Path, way: str, seed: int, epochs: int) -> dict[str, float]:
+    """Of each probe, on the test images, after a training."""
     split = open_split(folder, "train")
     torch.manual_seed(seed)
     encoder = build("toy", 32, 0, split.info["mean"], split.info["std"])
-    projector = SimCLRProjectionHead(encoder.width, 64, 32)
-    loss = NTXentLoss(0.5)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *projector.parameters()], lr=2e-3, weight_decay=0.01)
-    steps = len(split) // BATCH
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
-    torch.manual_seed(100 + seed)
-    encoder.train()
-    for epoch in range(epochs):
-        order = epoch_order(len(split), seed, epoch)
-        for step in range(steps):
-            images, sizes = split.take(order[step * BATCH : (step + 1) * BATCH])
-            if way == "pil":
-                views = pil_views(images)
-            else:
-                views = make_views("simclr", {}, images, sizes, 32, step_generator(seed, epoch, step, "views"))
-            optimizer.zero_grad()
-            loss(*(projector(encoder(view).pooled) for view in views)).backward()
-            optimizer.step()
-            schedule.step()
-    subject = Subject(encoder, folder, 32, torch.device("cpu"), labels=1.0, seed=seed, pretrained=None)
-    rows = PROBES.get("knn")(subject, resolve(PROBES, "knn", {}), seed)
-    return next(float(row["value"]) for row in rows if row["metric"] == "top1" and row["split"] == "test")
+    objective = OBJECTIVES.get("simclr")(encoder, resolve(OBJECTIVES, "simclr", {"hidden": 64, "out": 32}), 0)
+    settings = Pretrain(epochs=epochs, batch_size=128, lr_per_256=4e-3, warmup_epochs=1, precision="float32")
+    views = {"simclr": resolve(RECIPES, "simclr", {})}
+    task = Task(encoder, objective, {}, split, torch.arange(len(split)), views, 32, settings.model_dump(), seed)
+    with tempfile.TemporaryDirectory() as state:
+        train(task, Path(state), Engine(checkpoint_minutes=1e6), lambda text: None, WAYS[way](task, CPU))
+    subject = Subject(encoder, folder, 32, CPU, labels=1.0, seed=seed, pretrained=None)
+    found = {}
+    for probe in ("knn", "linear"):
+        rows = PROBES.get(probe)(subject, resolve(PROBES, probe, {}), seed)
+        found[probe] = next(float(row["value"]) for row in rows if row["metric"] == "top1" and row["split"] == "test")
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path, help="an archive in CIFAR-10's format")
+    parser.add_argument("table", type=Path, help="a CSV file to write")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
+    rows = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         entry = catalog.Entry(name="cifar10", format="cifar10", about="")
-        pack.pack(entry, asked.archive, folder, store_size=None, val_fraction=0.0, seed=0, on_bad_image="error")
-        found: dict[str, list[float]] = {"pil": [], "batched": []}
+        pack.pack(entry, asked.archive, folder, store_size=None, val_fraction=0.1, seed=0, on_bad_image="error")
+        n = len(open_split(folder, "train"))
         for seed in range(asked.seeds):
-            for way, values in found.items():
-                values.append(train_and_judge(folder, way, seed, asked.epochs))
-                print(f"{way:<8} seed {seed}  kNN top-1 {100 * values[-1]:.1f} %", flush=True)
-    difference = 100 * (np.array(found["batched"]) - np.array(found["pil"]))
-    error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else float("nan")
-    print(f"batched - pil: {difference.mean():+.2f} points, standard error {error:.2f} (n = {len(difference)} seeds)")
+            for way in WAYS:
+                for probe, value in top1(folder, way, seed, asked.epochs).items():
+                    rows.append({"views": way, "seed": seed, "probe": probe, "top1": value})
+                    rows[-1] |= {"epochs": asked.epochs, "train_images": n}
+                    print(f"{way:<10} seed {seed}  {probe:<6} top-1 {100 * value:.1f} %", flush=True)
+                pd.DataFrame(rows).to_csv(asked.table, index=False)
+    for probe, some in pd.DataFrame(rows).groupby("probe"):
+        values = {way: 100 * part["top1"].to_numpy() for way, part in some.groupby("views")}
+        difference, spread = values["batched"] - values["one by one"], values["one by one"].std(ddof=1)
+        error = difference.std(ddof=1) / len(difference) ** 0.5
+        print(
+            f"{probe}: batched - one by one {difference.mean():+.2f} points, standard error {error:.2f}, "
+            f"seeds deviate by {spread:.2f} (n = {len(difference)})"
+        )
 
 
 if __name__ == "__main__":
