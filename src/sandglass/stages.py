@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -213,7 +214,17 @@ def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     if s["init"] == "pretrained":
         pretrained = folder.root / "results" / "pretrain" / run.need("pretrain")
         _load_weights(encoder, pretrained / "model.safetensors")
-    subject = Subject(encoder, _packed(folder, run), s["size"], _device(params), s["labels"], _seed(run), pretrained)
+    model = hashlib.sha256(json.dumps([s["backbone"], s["arguments"]]).encode()).hexdigest()[:8]
+    subject = Subject(
+        encoder,
+        _packed(folder, run),
+        s["size"],
+        _device(params),
+        s["labels"],
+        _seed(run),
+        pretrained,
+        kept=folder.root / "state" / "features" / model,
+    )
     rows = PROBES.get(name)(subject, values, _seed(run))
     minutes = (time.monotonic() - began) / 60
     xy, labels = embed(subject.features.test, subject.features.test_labels)

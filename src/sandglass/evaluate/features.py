@@ -6,6 +6,8 @@ the whole split, never a mean over batches; of equal scores the lowest class is 
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from sandglass.backbones.grid import Encoder, Features, judging
 from sandglass.data.loader import Split, open_split
 from sandglass.data.splits import label_fraction
 from sandglass.errors import Exit, Problem
+from sandglass.runs import write_atomic
+from sandglass.study import PROTOCOL
 from sandglass.views.recipes import evaluation_view
 
 Row = dict[str, Any]  # metric, value, split, n; of a share also ci_lo and ci_hi
@@ -55,6 +59,7 @@ class Subject:
     labels: float  # share of the training labels that may be used
     seed: int  # which they are
     pretrained: Path | None  # folder of the pretraining's results; None: random weights
+    kept: Path | None = None  # folder where features of whole splits wait for the next probe; one for each architecture
 
     @cached_property
     def labelled(self) -> np.ndarray:
@@ -63,13 +68,21 @@ class Subject:
 
     @cached_property
     def features(self) -> FeatureSet:
-        return feature_set(self.encoder, self.packed, self.size, self.device, self.labelled)
+        return feature_set(self.encoder, self.packed, self.size, self.device, self.labelled, self.kept)
 
 
 def feature_set(
-    encoder: Encoder, packed: Path, size: int, device: torch.device, labelled: np.ndarray | None = None
+    encoder: Encoder,
+    packed: Path,
+    size: int,
+    device: torch.device,
+    labelled: np.ndarray | None = None,
+    kept: Path | None = None,
 ) -> FeatureSet:
-    """Features of a packed data set, on `device`; `size` in px; `labelled`: rows of train, None for all."""
+    """Features of a packed data set, on `device`; `size` in px; `labelled`: rows of train, None for all.
+
+    What is `kept` of a whole split is taken from there; a part is always computed, so that no bit depends on the past.
+    """
     train = open_split(packed, "train")
     splits = {"train": train, "test": open_split(packed, "test", evaluating=True)}
     if train.info["counts"].get("val"):
@@ -77,12 +90,34 @@ def feature_set(
     rows = {name: np.arange(len(split)) for name, split in splits.items()}
     if labelled is not None:
         rows["train"] = labelled
-    found = {name: extract(encoder, split, size, device, rows=rows[name]) for name, split in splits.items()}
+    found: dict[str, Tensor] = {}
+    for name, split in splits.items():
+        if kept is None or len(rows[name]) < len(split):
+            found[name] = extract(encoder, split, size, device, rows=rows[name])
+        else:
+            found[name] = _once(kept, name, encoder, split, size, device)
     found |= {
         f"{name}_labels": torch.as_tensor(split.labels[rows[name]], device=device) for name, split in splits.items()
     }
     nothing = {"val": found["train"][:0], "val_labels": found["train_labels"][:0]}
     return FeatureSet(**nothing | found, classes=len(train.info["classes"]))
+
+
+def _once(kept: Path, name: str, encoder: Encoder, split: Split, size: int, device: torch.device) -> Tensor:
+    """Features of a whole split; the file's name says of which weights and images, and how and where they were seen."""
+    facts = hashlib.sha256(f"{split.info['fingerprint']} {name} {size} {device.type} {PROTOCOL['probe']}".encode())
+    for key, value in encoder.state_dict().items():
+        facts.update(key.encode())
+        facts.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    file = kept / f"{facts.hexdigest()}.npy"
+    if file.is_file():
+        return torch.from_numpy(np.load(file)).to(device)
+    features = extract(encoder, split, size, device)
+    content = io.BytesIO()
+    np.save(content, features.cpu().numpy())
+    kept.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, content.getvalue())
+    return features
 
 
 def extract(

@@ -163,6 +163,28 @@ def test_feature_set_of_a_packed_data_set(digits: Path) -> None:
         assert set(getattr(found, f"{name}_labels").tolist()) == set(range(10))
 
 
+def test_whole_splits_are_seen_once_by_all_probes_of_the_same_weights(digits: Path, tmp_path: Path) -> None:
+    def net(seed: int) -> Encoder:
+        torch.manual_seed(seed)
+        return build("toy", SIZE, 0, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+    def found(seed: int, labels: float = 1.0, size: int = SIZE) -> features.FeatureSet:
+        return features.Subject(net(seed), digits, size, CPU, labels, seed=3, pretrained=None, kept=tmp_path).features
+
+    first = found(1)
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert len(files) == 3
+    again, part = found(1), found(1, labels=0.1)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == files, "nothing is computed again"
+    for name in ("train", "val", "test"):
+        assert torch.equal(getattr(again, name), getattr(first, name))
+    assert torch.equal(part.test, first.test) and 0 < len(part.train) < len(first.train)
+    alone = features.Subject(net(1), digits, SIZE, CPU, 0.1, seed=3, pretrained=None).features
+    assert torch.equal(part.train, alone.train), "no bit depends on what was kept"
+    assert not torch.equal(found(2).test, first.test) and not torch.equal(found(1, size=SIZE + 8).test, first.test)
+    assert len(list(tmp_path.iterdir())) == 9
+
+
 def test_without_a_validation_split_its_part_is_empty(tmp_path: Path) -> None:
     found = features.feature_set(encoder(10), packed(tmp_path, val_fraction=0), SIZE, CPU)
     assert (len(found.train), found.val.shape, len(found.val_labels), len(found.test)) == (1438, (0, 32), 0, 359)
