@@ -8,6 +8,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are for other tests
 
 REPO = Path(__file__).resolve().parents[1]
+LONGEST = ("workflow", "real")  # folders of tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: where several processes share the files, none is left with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.parent.name) if item.path.parent.name in LONGEST else 9)
 
 
 @pytest.fixture(scope="session")
