@@ -8,12 +8,18 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are for other tests
 
 REPO = Path(__file__).resolve().parents[1]
-LONGEST = ("workflow", "real")  # folders of tests
+LONGEST = ("cluster", "workflow", "real")  # folders of tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: where several processes share the files, none is left with one of them at the end."""
+    """Where several processes share the tests, one has all of a file, or all that are about the cluster.
+
+    The longest come first, so that none is left with one of them at the end.
+    """
     items.sort(key=lambda item: LONGEST.index(item.path.parent.name) if item.path.parent.name in LONGEST else 9)
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("cluster" if folder == "cluster" else str(item.path)))
 
 
 @pytest.fixture(scope="session")
