@@ -27,7 +27,7 @@ reproduce-table-4-6: setup  ## sixteen trainings of 15 M parameters and their FG
 	@echo "report: $(CURDIR)/results/report/$(STUDY)/index.html"
 
 test: setup  ## every test
-	$(BIN)/python -m pytest --numprocesses logical --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 bench: setup  ## what a study of 10,000 runs costs before its first job
 	$(BIN)/python benchmarks/scale.py
