@@ -27,8 +27,7 @@ reproduce-table-4-6: setup  ## sixteen trainings of 15 M parameters and their FG
 	@echo "report: $(CURDIR)/results/report/$(STUDY)/index.html"
 
 test: setup  ## every test
-	$(BIN)/python -m pytest -m "not cluster" --numprocesses logical --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 bench: setup  ## how fast it is, in ratios: results/bench/index.html; then what a study of 10,000 runs costs
 	$(MAKE) --keep-going bench-start bench-floor bench-parity bench-speed bench-growth bench-scale

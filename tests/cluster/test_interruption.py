@@ -76,14 +76,14 @@ def under_way(place: Place) -> dict[str, str]:
     return place.running("pretrain")
 
 
-@at_the_same_time(**{"    runtime: 1440\n": "    runtime: 1\n" + TWO_CPUS, "retries: 5": "retries: 9"})
+@at_the_same_time(**{"    runtime: 1440\n": "    runtime: 2\n" + TWO_CPUS, "retries: 5": "retries: 9"})
 def test_a_training_stops_before_its_time_limit_and_goes_on(place: Place) -> None:
     driver = place.start("phase_pretrain")
     job = under_way(place)
     (lease,) = place.root.glob("state/pretrain/*/lease.json")
     training = psutil.Process(json.loads(lease.read_text())["pid"])
     training.suspend()  # a machine on which it cannot end in time
-    until(lambda: place.cluster("squeue", "-h", "-j", job["id"], "-o", "%L").strip() < "0:12", 60, "the last seconds")
+    until(lambda: place.cluster("squeue", "-h", "-j", job["id"], "-o", "%L").strip() < "0:20", 200, "the last seconds")
     training.resume()
     place.finish(driver)
     *stopped, done = [job["state"] for job in place.jobs()]

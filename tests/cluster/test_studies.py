@@ -32,11 +32,6 @@ ONE_OF_EACH = SMALL.replace("probe: [knn, linear], init: [pretrained, random]", 
 IN_JOBS = ("pretrain", "probe", "finetune", "attack")
 
 
-@pytest.fixture
-def place(tmp_path, repo, cluster):
-    return Place(tmp_path, repo, cluster, SMALL)
-
-
 def complete(place: Place, *words: str) -> None:
     """Every planned result is there; what computes was done by SLURM, packing and the report were not."""
     runs = json.loads(place.call("sandglass", "plan", "--json", *words))
@@ -47,13 +42,6 @@ def complete(place: Place, *words: str) -> None:
         assert len(place.jobs(stage)) == sum(run["stage"] == stage for run in runs) > 0
     assert len(jobs) == sum(run["stage"] in IN_JOBS for run in runs), "data and report are no jobs"
     assert "localrule data" in place.said() and "localrule report" in place.said()
-
-
-def test_toy_study_without_accounting(place):
-    place.finish(place.start("--verbose"))
-    complete(place)
-    assert "command=squeue" in place.said()
-    assert "Nothing to be done" in place.call("snakemake", "--profile", "slurm", "-n")
 
 
 def test_toy_study_with_accounting(tmp_path, repo, accounted):
@@ -67,7 +55,7 @@ def test_toy_study_with_accounting(tmp_path, repo, accounted):
 
 
 def test_demo_study(tmp_path, repo, cluster):
-    """As shipped, but one seed and two epochs, for the clock's sake."""
+    """As shipped, but one seed and two epochs, for the clock's sake. SLURM keeps no accounts here."""
     text = (repo / "params.yaml").read_text()
     shorter = {
         "seeds: [0, 1, 2]\n": "seeds: [0]\n",
@@ -78,8 +66,10 @@ def test_demo_study(tmp_path, repo, cluster):
         assert old in text, old
         text = text.replace(old, new, 1)  # the demo is the first study
     place = Place(tmp_path, repo, cluster, text)
-    place.finish(place.start("--config", "study=demo"))
+    place.finish(place.start("--verbose", "--config", "study=demo"))
     complete(place, "--study", "demo")
+    assert "command=squeue" in place.said()
+    assert "Nothing to be done" in place.call("snakemake", "--profile", "slurm", "-n", "--config", "study=demo")
 
 
 def test_many_jobs_of_one_kind_are_submitted_as_an_array_and_a_failed_member_alone_again(tmp_path, repo, cluster):
@@ -131,8 +121,9 @@ def test_one_job_of_two_tasks_on_two_nodes_trains_data_parallel(tmp_path_factory
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 
 
-def test_a_plan_needs_no_slurm(place):
+def test_a_plan_needs_no_slurm(tmp_path, repo, cluster):
     """The profile asks the scheduler how to submit; where there is none, planning works all the same."""
+    place = Place(tmp_path, repo, cluster, SMALL)
     environment = {**place.cluster.environment, "PATH": os.environ["PATH"]}
     words = ["snakemake", "--profile", "slurm", "-n"]
     done = subprocess.run(words, cwd=place.root, env=environment, capture_output=True, text=True)

@@ -13,7 +13,7 @@ import pytest
 from .conftest import BIN, TOY
 from .test_dag import executed
 
-LONG = TOY.replace("seeds: [0, 1]", "seeds: [0]").replace("objective: byol, epochs: 2", "objective: byol, epochs: 40")
+LONG = TOY.replace("seeds: [0, 1]", "seeds: [0]").replace("objective: byol, epochs: 2", "objective: byol, epochs: 16")
 SNAKEMAKE = ("snakemake", "--cores", "2", "--", "phase_pretrain")
 
 

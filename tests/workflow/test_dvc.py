@@ -250,6 +250,8 @@ def test_cache_of_links(built: Place, tmp_path: Path, kind: str) -> None:
     assert {file for file in files if file.exists() and link(file) != "copy"} == set(), "written through a link"
     assert_whole(place)
     assert place.executed("dvc repro") == {}, "records what was made again"
+    if kind == "copy":
+        return
     place.change("images: 16", "images: 8")
     assert place.executed("dvc repro") == {"attack": 1, "report": 1}
     place.commit("fewer")

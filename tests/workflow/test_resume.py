@@ -16,12 +16,12 @@ studies:
     size: 32
     backbone: hourglass_tiny
     seeds: [3]
-    pretrain: {objective: byol, epochs: 8, batch_size: 64, warmup_epochs: 1}
+    pretrain: {objective: byol, epochs: 5, batch_size: 64, warmup_epochs: 1}
     finetune:
       init: pretrained
       auxiliary: drloc+masked_embedding
       labels: 0.3
-      epochs: 12
+      epochs: 8
       batch_size: 32
       warmup_epochs: 1
     objectives: {byol: {hidden: 32, out: 16}}
@@ -70,7 +70,7 @@ def test_term_saves_and_says_resumable(calm, tmp_path):
     import signal
     import time
 
-    (tmp_path / "params.yaml").write_text(TOY.replace("epochs: 8", "epochs: 80"))
+    (tmp_path / "params.yaml").write_text(TOY.replace("epochs: 5", "epochs: 80"))
     shutil.copytree(calm / "results" / "data", tmp_path / "results" / "data")
     words = [sys.executable, "-m", "sandglass", "pretrain"]
     process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
