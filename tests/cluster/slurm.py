@@ -53,7 +53,7 @@ ReturnToService=2
 SlurmdTimeout=15
 MessageTimeout=20
 KillWait=15
-MinJobAge=300
+MinJobAge=3600
 SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 RealMemory=10000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2 RealMemory=10000

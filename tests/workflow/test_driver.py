@@ -79,7 +79,7 @@ def test_a_killed_driver_is_followed_by_the_same_command(calm, workplace, comman
 
 
 def test_a_lock_of_a_living_driver_is_respected(workplace, command):
-    (workplace / "params.yaml").write_text(LONG)
+    (workplace / "params.yaml").write_text(LONG.replace("epochs: 16", "epochs: 1000"))
     driver = start(workplace, *SNAKEMAKE)
     try:
         until(lambda: checkpoint(workplace))
@@ -88,7 +88,9 @@ def test_a_lock_of_a_living_driver_is_respected(workplace, command):
         assert len({p.pid for p in trainers(workplace)}) >= 1 and driver.poll() is None
         assert executed(command(workplace, "snakemake", "-n", "--", "phase_pretrain")) == 1, "looking is allowed"
     finally:
-        driver.send_signal(signal.SIGINT)
+        driver.send_signal(signal.SIGINT)  # it waits for the training
+        for training in trainers(workplace):
+            training.terminate()
         driver.wait(timeout=120)
     until(lambda: not trainers(workplace))
 
