@@ -126,14 +126,15 @@ def test_a_report_that_fails_leaves_the_page_that_was_there(place: Path, view: s
     page = place / "results" / "report" / "seen" / "index.html"
     before = page.read_bytes()
     assert "Nothing to be done" in snakemake(place, "-n").stdout
-    (about,) = place.glob("results/attack/*/run.json")
-    text = about.read_text()
+    (examples,) = place.glob("results/attack/*/examples.npz")
+    whole = examples.read_bytes()
     try:
-        about.write_text("{")
+        examples.write_bytes(bytes(len(whole)))
         (place / "params.yaml").write_text(STUDY.replace("As it was", "Never seen"))
-        assert snakemake(place, "--cores", "1").returncode != 0
+        done = snakemake(place, "--cores", "1")
+        assert done.returncode != 0 and "examples.npz cannot be read" in done.stdout + done.stderr
         assert page.read_bytes() == before
     finally:
-        about.write_text(text)
+        examples.write_bytes(whole)
         (place / "params.yaml").write_text(STUDY)
     assert "Nothing to be done" in snakemake(place, "-n").stdout
