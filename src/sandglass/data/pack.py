@@ -220,7 +220,9 @@ def _judge_bad(bad: list[tuple[str, str, str]], total: int, folder: Path, stagin
         Exit.CONTENT,
         f"{len(bad):,} of {total:,} images cannot be used",
         where=bad[0][1] + (f"  (+{len(bad) - 1:,} more in {file})" if len(bad) > 1 else ""),
-        why="\n".join(f"{reason}" + (f"  ({n:,} image{'s' * (n > 1)})" if len(bad) > 1 else "") for reason, n in reasons),
+        why="\n".join(
+            f"{reason}" + (f"  ({n:,} image{'s' * (n > 1)})" if len(bad) > 1 else "") for reason, n in reasons
+        ),
         fix="mend or remove them"
         + (
             f", or data.on_bad_image: skip  (at most {MAX_SKIPPED:.1%})"
