@@ -36,7 +36,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$")]
 class OwnSet(Strict):
     """A data set of the user's own."""
 
-    format: Literal["folder", "cifar10", "cifar100", "stl10", "imagenette", "nabirds"]
+    format: Literal["folder", "images", "cifar10", "cifar100", "stl10", "imagenette", "nabirds"]
     source: str  # a folder or an archive: path or URL
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     licence: str = "not stated"

@@ -112,6 +112,10 @@ def _data(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     )
     folder.begin(source=str(source) if source else "embedded")
     rows = [{"metric": "images", "value": n, "split": split} for split, n in info["counts"].items()]
+    say(f"{entry.name}: {', '.join(f'{n:,} {split}' for split, n in info['counts'].items())}; {info['split_rule']}")
+    for what, n in ({"unusable images left out": info["skipped"]} | info["conversions"]).items():
+        if n:
+            say(f"  {n:,} {what}")
     folder.finish(rows, minutes=(time.monotonic() - began) / 60, fingerprint=info["fingerprint"])
 
 

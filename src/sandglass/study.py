@@ -58,7 +58,8 @@ class Run:
 def plan(params: Params, study: str | None = None) -> list[Run]:
     """All runs of a study, each after what it needs, the report last.
 
-    Raises Problem C-120 (78) for an unknown study, C-121 for runs that contradict themselves.
+    Raises Problem C-120 (78) for an unknown study, C-122 for an optimisation nobody names, C-123 for a run that needs
+    labels where there are none.
     """
     name = study or params.study
     if name not in params.studies:
@@ -196,7 +197,31 @@ class _Planner:
         run = Run(stage, name, seed, settings, keys, columns)
         if any(self.matches(run, row) for row in self.study.exclude):
             return None
+        self.refuse_without_labels(run)
         return self.runs.setdefault(run.key, run)
+
+    def refuse_without_labels(self, run: Run) -> None:
+        """Raises Problem C-123 if the run needs labels and its data set is declared to have none."""
+        data, s = run.settings.get("data"), run.settings
+        own = self.params.data.sets.get(str(data))
+        if own is None or own.format != "images":
+            return
+        needing = {
+            run.stage: run.stage in ("probe", "finetune", "attack"),
+            "pretrain.objective: supervised": "supervised" in s.get("objective", {}),
+            "pretrain.online_probe": s.get("train", {}).get("online_probe", False),
+        }
+        if what := next((what for what, needs in needing.items() if needs), ""):
+            raise Problem(
+                "C-123",
+                Exit.CONFIG,
+                f"{what} needs labels, and no image of {data} has one",
+                where=f"studies.{self.name}",
+                why=f"data.sets.{data}.format: images",
+                fix=f"leave it out, or exclude: [{{stage: {run.stage}, data set: {data}}}];\n"
+                "with labels for some images: class folders and unlabelled/ beside them, format: folder",
+                kept="nothing was started",
+            )
 
     def matches(self, run: Run, row: dict[str, Any]) -> bool:
         """Whether a row of `exclude` names this run: all its keys agree; "drloc.weight" is a setting of an idea."""

@@ -317,8 +317,10 @@ class _Mirror:
         self.dataset(there["id"], run)
         if run.stage == "report":
             page = (self.root / "results" / run.folder / "index.html").resolve()
-            note = f"{run.settings['about']}\n\nReport: `{page}`, and in the artefacts of the run *{_title(run)}*."
-            self.client.set_experiment_tag(self.experiment(facts["study"]), "mlflow.note.content", note.strip())
+            experiment = self.experiment(facts["study"])
+            link = f"#/experiments/{experiment}/runs/{there['id']}/artifacts/index.html"
+            note = f"{run.settings['about']}\n\n[Report]({link}), on disk `{page}`."
+            self.client.set_experiment_tag(experiment, "mlflow.note.content", note.strip())
         self.tag(there, "sandglass.bytes", "0")
 
     def dataset(self, run_id: str, run: Run) -> None:

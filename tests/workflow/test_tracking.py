@@ -185,6 +185,10 @@ def test_every_run_is_in_the_experiment_of_its_study(published):
     assert experiment.name == "small"
     assert "Do the digits of a small study survive?" in experiment.tags["mlflow.note.content"]
     assert "results/report/small/index.html" in experiment.tags["mlflow.note.content"]
+    report = found[next(run.key for run in runs if run.stage == "report")].info.run_id
+    link = f"[Report](#/experiments/{experiment.experiment_id}/runs/{report}/artifacts/index.html)"
+    assert link in experiment.tags["mlflow.note.content"]
+    assert "index.html" in [file.path for file in client(published).list_artifacts(report)]
     for run in runs:
         assert found[run.key].info.status == "FINISHED"
         assert found[run.key].info.end_time >= found[run.key].info.start_time

@@ -7,6 +7,7 @@ from pathlib import Path
 from sandglass import driver
 from sandglass.config import load
 from sandglass.errors import Problem
+from sandglass.runs import read_json
 from sandglass.study import plan
 
 PARAMS = config.get("params", "params.yaml")
@@ -46,6 +47,30 @@ def results(stage):
 def needs(stage):
     """Input function: the result files that a run of this stage reads."""
     return lambda wildcards: [ancient(f"results/{RUNS[key].result}") for key in RUNS[f"{stage}/{wildcards.run}"].needs]
+
+
+CATEGORIES = {
+    "data": "Data",
+    "pretrain": "Pretraining",
+    "probe": "Probes",
+    "finetune": "Finetuning",
+    "attack": "Attacks",
+}
+
+
+def shown(stage):
+    """The result of a run, in the words of the study's tables for `snakemake --report`."""
+
+    def labels(wildcards, output):
+        run = RUNS[f"{stage}/{wildcards.run}"]
+        told = {**run.columns, "seed": run.seed}
+        for row in read_json(Path(output[0]))["rows"]:
+            if (row["metric"], row.get("split")) == ("top1", "test"):
+                told["test accuracy, %"] = f"{100 * row['value']:.1f}"
+        return {name: str(value) for name, value in told.items() if value not in (None, "")}
+
+    file = f"results/{stage}/{{run}}/result.json"
+    return report(file, caption=f"../report/{stage}.rst", category=CATEGORIES[stage], labels=labels)
 
 
 def attempt(wildcards, attempt):

@@ -1,6 +1,6 @@
 rule data:
     output:
-        "results/data/{run}/result.json",
+        shown("data"),
     params:
         call=CALL,
     log:

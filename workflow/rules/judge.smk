@@ -2,7 +2,7 @@ rule probe:
     input:
         needs("probe"),
     output:
-        "results/probe/{run}/result.json",
+        shown("probe"),
     params:
         call=CALL,
     resources:
@@ -19,7 +19,7 @@ rule finetune:
     input:
         needs("finetune"),
     output:
-        "results/finetune/{run}/result.json",
+        shown("finetune"),
     params:
         call=CALL,
         launch=launch,
@@ -37,7 +37,7 @@ rule attack:
     input:
         needs("attack"),
     output:
-        "results/attack/{run}/result.json",
+        shown("attack"),
     params:
         call=CALL,
     resources:

@@ -2,7 +2,7 @@ rule pretrain:
     input:
         needs("pretrain"),
     output:
-        "results/pretrain/{run}/result.json",
+        shown("pretrain"),
     params:
         call=CALL,
         launch=launch,

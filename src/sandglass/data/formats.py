@@ -22,6 +22,7 @@ from sandglass.errors import Exit, Problem
 
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # and every name that begins with a dot
 TEST_SHARE = 0.2  # cut from a folder that has no test part
+UNLABELLED = ("unlabelled", "unlabeled")  # a folder of this name beside class folders is no class
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def _check(entry: Entry, contents: Contents) -> None:
             fix="fetch the archive anew; a part of a data set is declared under data.sets",
         )
     classes = len(contents.classes)
-    if classes < 2 or (entry.classes and classes != entry.classes):
+    labelled = contents.parts.keys() != {"unlabelled"}
+    if labelled and (classes < 2 or (entry.classes and classes != entry.classes)):
         raise Problem(
             "D-107",
             Exit.CONTENT,
@@ -103,16 +105,20 @@ def _counts(found: dict[str, int]) -> str:
 
 
 def _folder(root: Path) -> Contents:
-    """train/ with test/ (and val/), or train/ with val/ as the test split, or class folders alone, cut 4 to 1."""
+    """train/ with test/ (and val/), or train/ with val/ as the test split, or class folders alone, cut 4 to 1.
+
+    Images in unlabelled/, at the top or in train/, are for pretraining alone.
+    """
     notes: Counter[str] = Counter()
-    root = _descend(root, lambda r: (r / "train").is_dir() or len(_folders(r, Counter())) != 1)
+    root = _descend(root, lambda r: (r / "train").is_dir() or len(_folders(r, Counter())) != 1 or bool(_loose(r)))
     found = _folders(root, Counter())
     parts: dict[str, Path] = {name: root / name for name in ("train", "val", "test") if name in found}
     if "train" not in parts:
         parts = {"train": root}
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
-    names = {split: _folders(path, notes) for split, path in parts.items()}
+    unlabelled = [path for top in dict.fromkeys((root, parts["train"])) for path in _unlabelled(top)]
+    names = {split: _classes(path, unlabelled, notes) for split, path in parts.items()}
     classes = names["train"]
     for split, own in names.items():
         if difference := sorted(set(classes) ^ set(own)):
@@ -132,7 +138,48 @@ def _folder(root: Path) -> Contents:
         stay, cut = stratified_cut(whole.labels, TEST_SHARE, seed=0)  # the same for every study
         made = {"train": _rows(whole, stay), "test": _rows(whole, cut)}
         rule = f"test is {TEST_SHARE:.0%} of each class, cut with seed 0"
+    if unlabelled:
+        made["unlabelled"] = _unlabelled_part(unlabelled, root, notes)
     return Contents([_WORDNET.get(name, name) for name in classes], made, notes, rule)
+
+
+def _image_files(root: Path) -> Contents:
+    """All images in a folder and below it; what their folders are called means nothing."""
+    notes: Counter[str] = Counter()
+    return Contents([], {"unlabelled": _unlabelled_part([root], root, notes)}, notes, "no image has a label")
+
+
+def _unlabelled(path: Path) -> list[Path]:
+    """The folders in `path` whose images have no label."""
+    return [path / name for name in _folders(path, Counter()) if name.lower() in UNLABELLED]
+
+
+def _unlabelled_part(folders: list[Path], root: Path, notes: Counter[str]) -> Part:
+    files = [file for folder in folders for file in _images(folder, root, notes)]
+    if not files:
+        why = f"ignored there: {dict(notes)}" if notes else ""
+        raise Problem("D-105", Exit.CONTENT, "no image found", where=", ".join(map(shown, folders)), why=why)
+    return _part_of(files, np.full(len(files), -1, dtype=np.int64), root, notes)
+
+
+def _loose(path: Path) -> list[Path]:
+    """The image files in `path` itself."""
+    named = (item for item in sorted(path.iterdir()) if item.suffix.lower() in SUFFIXES and not _litter(item.name))
+    return [item for item in named if not item.is_dir()]
+
+
+def _classes(path: Path, unlabelled: list[Path], notes: Counter[str]) -> list[str]:
+    """The class folders in `path`. Images beside them have no class: whether that is meant, only a person knows."""
+    if loose := _loose(path):
+        raise Problem(
+            "D-105",
+            Exit.CONTENT,
+            f"{len(loose):,} image{'s' * (len(loose) > 1)} in no class folder",
+            where=shown(loose[0]) + (", ..." if len(loose) > 1 else ""),
+            fix="move them into a class folder; without labels into a folder `unlabelled` beside the class folders;\n"
+            "and if no image has a label, say `format: images`",
+        )
+    return [name for name in _folders(path, notes) if path / name not in unlabelled]
 
 
 def _imagenette(root: Path) -> Contents:
@@ -389,6 +436,7 @@ def _array_part(images: np.ndarray, labels: np.ndarray, where: str) -> Part:
 READERS: dict[str, Callable[[Path], Contents]] = {
     "digits": _digits,
     "folder": _folder,
+    "images": _image_files,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
     "stl10": _stl10,

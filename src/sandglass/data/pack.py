@@ -3,7 +3,7 @@
 <split>.npy is (N,3,H,W) where all images have one size, else the flat (3,h,w) images one after another;
 <split>_sizes.npy is (N,2) of h, w; <split>_labels.npy is int64 (N,), -1 for none; <split>_rows.npy says which image of
 the source's split each row is. info.json is written last: its presence means whole. Mean and deviation are those of
-all pixels / 255 of the training split, from exact histograms.
+all pixels / 255 of the training split (without one, of the unlabelled images), from exact histograms.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def _pack(
 ) -> dict[str, Any]:
     """Write every split into `staging`; the facts of the sidecar that come from the images."""
     splits = {name: (name, np.arange(len(part.labels))) for name, part in contents.parts.items()}
-    if "val" not in splits and val_fraction > 0:
+    measured = "train" if "train" in splits else "unlabelled"
+    if "val" not in splits and "train" in splits and val_fraction > 0:
         train, val = stratified_cut(contents.parts["train"].labels, val_fraction, seed)
         splits |= {"train": ("train", train), "val": ("train", val)}
     bad: list[tuple[str, str, str]] = []
@@ -118,7 +119,7 @@ def _pack(
                     bad.append((split, part.name(row), str(error)))
                     continue
                 writer.add(image, int(part.labels[row]), row)
-                if split == "train":
+                if split == measured:
                     histogram += np.stack([np.bincount(plane.ravel(), minlength=256) for plane in image])
         written[split] = writer
     _judge_bad(bad, sum(len(rows) for _, rows in splits.values()), folder, staging, on_bad_image)
@@ -136,7 +137,7 @@ def _pack(
         },
         "mean": mean,
         "std": std,
-        "size": written["train"].size,
+        "size": written[measured].size,
         "fingerprint": _fingerprint(contents.classes, written),
         "repeated_test_images": _repeated(written),
         "split_rule": contents.rule,
@@ -219,7 +220,9 @@ def _judge_bad(bad: list[tuple[str, str, str]], total: int, folder: Path, stagin
         Exit.CONTENT,
         f"{len(bad):,} of {total:,} images cannot be used",
         where=bad[0][1] + (f"  (+{len(bad) - 1:,} more in {file})" if len(bad) > 1 else ""),
-        why="\n".join(f"{reason}" + (f"  ({n:,} images)" if len(bad) > 1 else "") for reason, n in reasons),
+        why="\n".join(
+            f"{reason}" + (f"  ({n:,} image{'s' * (n > 1)})" if len(bad) > 1 else "") for reason, n in reasons
+        ),
         fix="mend or remove them"
         + (
             f", or data.on_bad_image: skip  (at most {MAX_SKIPPED:.1%})"
@@ -260,6 +263,8 @@ def _fingerprint(classes: list[str], written: dict[str, _Writer]) -> str:
 
 def _repeated(written: dict[str, _Writer]) -> dict[str, int]:
     """How many test images occur, pixel for pixel, in each other split; over 1 % among training images is refused."""
+    if "test" not in written:
+        return {}
     test = written["test"].hashes
     counts = {}
     for split, writer in written.items():
