@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from sandglass.errors import Exit, Problem
 
@@ -89,7 +90,19 @@ def status(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = 
                 print("    " + problem.screen().replace("\n", "\n    "))
 
 
-def _stage_verb(stage: str, about: str) -> None:
+class _Packs(typer.core.TyperGroup):
+    """`sandglass data RUN` is `sandglass data pack RUN`: a stage's verb like the others, with one more thing to do."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = args and args[0] in (*self.commands, *ctx.help_option_names)
+        return super().parse_args(ctx, args if known else ["pack", *args])
+
+
+data = typer.Typer(cls=_Packs, help="Fetch and pack a data set, or look at one before.")
+app.add_typer(data, name="data")
+
+
+def _stage_verb(stage: str, about: str, group: typer.Typer = app, name: str = "") -> None:
     def verb(
         runs: RunNames = None,
         params: ParamsFile = _PARAMS,
@@ -112,15 +125,27 @@ def _stage_verb(stage: str, about: str) -> None:
             with tracking.mirrored(root):
                 execute(ours[name], settings, study or settings.study, root, partial(print, flush=True), attempt)
 
-    app.command(stage, help=about)(verb)
+    group.command(name or stage, help=about)(verb)
 
 
-_stage_verb("data", "Fetch and pack a data set.")
+_stage_verb("data", "Fetch and pack a data set.", data, "pack")
 _stage_verb("pretrain", "Pretrain a backbone.")
 _stage_verb("probe", "Judge frozen features.")
 _stage_verb("finetune", "Train with labels, from scratch or from pretrained weights.")
 _stage_verb("attack", "Attack finetuned models.")
 _stage_verb("report", "Write the page and the table of a study.")
+
+
+@data.command("inspect")
+def inspect_(
+    source: Annotated[Path, typer.Argument(help="A folder of images, or an archive of one.")], as_json: AsJson = False
+) -> int:
+    """What is in a folder or an archive of images, and what packing would do with it. Writes nothing."""
+    from sandglass.data.inspect import inspect, show
+
+    facts = inspect(source)
+    print(json.dumps(facts, indent=1) if as_json else show(facts))
+    return int(facts["packing"].get("refused", {}).get("exit", Exit.DONE))
 
 
 @app.command()
