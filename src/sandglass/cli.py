@@ -43,17 +43,23 @@ def _read(params: Path, study: str | None) -> tuple[Any, list[Any]]:
 
 @app.command()
 def plan(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = None, as_json: AsJson = False) -> None:
-    """The runs of a study: stage, run, needs, whether done."""
+    """The runs of a study: stage, run, needs, whether done; and the hours that are left, where runs were measured."""
+    from dataclasses import asdict
+
+    from sandglass.forecast import forecast, show
     from sandglass.runs import RunFolder
 
     _, runs = _read(params, study)
+    done = {r.key: RunFolder(root, r).done() for r in runs}
+    costs = forecast(root, [r for r in runs if not done[r.key] and r.stage != "report"])
     rows = [
         {
             "stage": r.stage,
             "run": r.name,
             "needs": list(r.needs),
-            "done": RunFolder(root, r).done(),
+            "done": done[r.key],
             "result": str(r.result),
+            "cost": asdict(cost) if (cost := costs.get(r.key)) else None,
         }
         for r in runs
     ]
@@ -66,6 +72,8 @@ def plan(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = No
         if needs:
             print(f"{'':<16}needs {', '.join(needs)}")
     print(f"{len(rows)} runs, {sum(row['done'] for row in rows)} done")
+    if costs:
+        print(show(costs))
 
 
 @app.command()
