@@ -78,24 +78,29 @@ def plan(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = No
 
 @app.command()
 def status(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = None, as_json: AsJson = False) -> None:
-    """What is done, running, stopped or failed, per stage."""
-    from collections import Counter
+    """What is done, running, stopped or failed, per stage, and how far those are that run."""
+    from dataclasses import asdict
 
-    from sandglass.runs import RunFolder
+    from sandglass.watch import look, show
 
-    _, runs = _read(params, study)
-    states = [(r, RunFolder(root, r).status()) for r in runs]
-    if as_json:
-        print(json.dumps([{"stage": r.stage, "run": r.name, "status": state} for r, state in states], indent=1))
-        return
-    for stage in dict.fromkeys(r.stage for r in runs):
-        counts = Counter(state for r, state in states if r.stage == stage)
-        print(f"{stage:<9} {', '.join(f'{n} {state}' for state, n in counts.most_common())}")
-    for r, state in states:
-        if state not in ("done", "waiting"):
-            print(f"  {state:<12} {r.key}")
-            if state.startswith("failed") and (problem := RunFolder(root, r).failure()):
-                print("    " + problem.screen().replace("\n", "\n    "))
+    seen = look(root, _read(params, study)[1])
+    print(json.dumps([asdict(row) for row in seen], indent=1) if as_json else show(seen))
+
+
+@app.command()
+def watch(
+    params: ParamsFile = _PARAMS,
+    root: Root = _ROOT,
+    study: StudyName = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Between two looks; default: 2, in a log 30.")] = None,
+) -> None:
+    """`status` that renews itself until all is done: a table on a terminal, else lines whenever they change."""
+    from rich.console import Console
+
+    from sandglass import watch as following
+
+    console = Console()
+    following.watch(root, _read(params, study)[1], console, seconds or (2 if console.is_terminal else 30))
 
 
 class _Packs(typer.core.TyperGroup):
