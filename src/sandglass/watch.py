@@ -154,8 +154,10 @@ def _table(seen: list[Look]) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, expand=True)
-    for name, ratio in (("stage", None), ("run", 3), ("", 1), ("", 2)):
-        table.add_column(name, ratio=ratio, no_wrap=True, overflow="ellipsis")
+    table.add_column("stage", width=9)
+    table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("", width=12)
+    table.add_column("", ratio=1, min_width=27, no_wrap=True, overflow="ellipsis")  # of a step and the time left
     for stage, counts in _stages(seen):
         done = [row.status == "done" for row in seen if row.stage == stage]
         table.add_row(stage, counts, ProgressBar(total=len(done), completed=sum(done)), f"{sum(done)} of {len(done)}")
