@@ -226,33 +226,10 @@ def export(
     root: Root = _ROOT,
     study: StudyName = None,
 ) -> None:
-    """Copy a model as timm loads it: `timm.create_model('local-dir:FOLDER')`."""
-    import shutil
+    """A model for others: weights as timm loads them, `timm.create_model('local-dir:FOLDER')`, and a model card."""
+    from sandglass.export import export as write
 
-    from sandglass.errors import did_you_mean
-    from sandglass.runs import RunFolder
-
-    _, runs = _read(params, study)
-    ours = {r.name: r for r in runs if r.stage in ("pretrain", "finetune")}
-    if run not in ours:
-        raise Problem("C-130", Exit.CONFIG, f"no run '{run}' with a model in this study", fix=did_you_mean(run, ours))
-    folder = RunFolder(root, ours[run])
-    if not folder.done(deep=True):
-        raise Problem(
-            "R-111",
-            Exit.MISSING,
-            f"{ours[run].key} is not done, or not whole",
-            fix=f"sandglass {ours[run].stage} {run}",
-        )
-    if to.exists():
-        raise Problem(
-            "R-112", Exit.CANNOT_WRITE, f"{to} is there already", fix="name a new folder", kept="nothing changed"
-        )
-    draft = to.with_name(f".{to.name}.tmp")
-    draft.mkdir(parents=True)
-    for name in ("model.safetensors", "config.json", "run.json"):
-        shutil.copy2(folder.results / name, draft / name)
-    draft.rename(to)
+    write(root, _read(params, study)[1], run, to)
     print(f"timm.create_model('local-dir:{to}')")
 
 
