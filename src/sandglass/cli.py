@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from sandglass.errors import Exit, Problem
 
@@ -42,17 +43,23 @@ def _read(params: Path, study: str | None) -> tuple[Any, list[Any]]:
 
 @app.command()
 def plan(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = None, as_json: AsJson = False) -> None:
-    """The runs of a study: stage, run, needs, whether done."""
+    """The runs of a study: stage, run, needs, whether done; and the hours that are left, where runs were measured."""
+    from dataclasses import asdict
+
+    from sandglass.forecast import forecast, show
     from sandglass.runs import RunFolder
 
     _, runs = _read(params, study)
+    done = {r.key: RunFolder(root, r).done() for r in runs}
+    costs = forecast(root, [r for r in runs if not done[r.key] and r.stage != "report"])
     rows = [
         {
             "stage": r.stage,
             "run": r.name,
             "needs": list(r.needs),
-            "done": RunFolder(root, r).done(),
+            "done": done[r.key],
             "result": str(r.result),
+            "cost": asdict(cost) if (cost := costs.get(r.key)) else None,
         }
         for r in runs
     ]
@@ -65,31 +72,50 @@ def plan(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = No
         if needs:
             print(f"{'':<16}needs {', '.join(needs)}")
     print(f"{len(rows)} runs, {sum(row['done'] for row in rows)} done")
+    if costs:
+        print(show(costs))
 
 
 @app.command()
 def status(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = None, as_json: AsJson = False) -> None:
-    """What is done, running, stopped or failed, per stage."""
-    from collections import Counter
+    """What is done, running, stopped or failed, per stage, and how far those are that run."""
+    from dataclasses import asdict
 
-    from sandglass.runs import RunFolder
+    from sandglass.watch import look, show
 
-    _, runs = _read(params, study)
-    states = [(r, RunFolder(root, r).status()) for r in runs]
-    if as_json:
-        print(json.dumps([{"stage": r.stage, "run": r.name, "status": state} for r, state in states], indent=1))
-        return
-    for stage in dict.fromkeys(r.stage for r in runs):
-        counts = Counter(state for r, state in states if r.stage == stage)
-        print(f"{stage:<9} {', '.join(f'{n} {state}' for state, n in counts.most_common())}")
-    for r, state in states:
-        if state not in ("done", "waiting"):
-            print(f"  {state:<12} {r.key}")
-            if state.startswith("failed") and (problem := RunFolder(root, r).failure()):
-                print("    " + problem.screen().replace("\n", "\n    "))
+    seen = look(root, _read(params, study)[1])
+    print(json.dumps([asdict(row) for row in seen], indent=1) if as_json else show(seen))
 
 
-def _stage_verb(stage: str, about: str) -> None:
+@app.command()
+def watch(
+    params: ParamsFile = _PARAMS,
+    root: Root = _ROOT,
+    study: StudyName = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Between two looks; default: 2, in a log 30.")] = None,
+) -> None:
+    """`status` that renews itself until all is done: a table on a terminal, else lines whenever they change."""
+    from rich.console import Console
+
+    from sandglass import watch as following
+
+    console = Console()
+    following.watch(root, _read(params, study)[1], console, seconds or (2 if console.is_terminal else 30))
+
+
+class _Packs(typer.core.TyperGroup):
+    """`sandglass data RUN` is `sandglass data pack RUN`: a stage's verb like the others, with one more thing to do."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = args and args[0] in (*self.commands, *ctx.help_option_names)
+        return super().parse_args(ctx, args if known else ["pack", *args])
+
+
+data = typer.Typer(cls=_Packs, help="Fetch and pack a data set, or look at one before.")
+app.add_typer(data, name="data")
+
+
+def _stage_verb(stage: str, about: str, group: typer.Typer = app, name: str = "") -> None:
     def verb(
         runs: RunNames = None,
         params: ParamsFile = _PARAMS,
@@ -112,15 +138,27 @@ def _stage_verb(stage: str, about: str) -> None:
             with tracking.mirrored(root):
                 execute(ours[name], settings, study or settings.study, root, partial(print, flush=True), attempt)
 
-    app.command(stage, help=about)(verb)
+    group.command(name or stage, help=about)(verb)
 
 
-_stage_verb("data", "Fetch and pack a data set.")
+_stage_verb("data", "Fetch and pack a data set.", data, "pack")
 _stage_verb("pretrain", "Pretrain a backbone.")
 _stage_verb("probe", "Judge frozen features.")
 _stage_verb("finetune", "Train with labels, from scratch or from pretrained weights.")
 _stage_verb("attack", "Attack finetuned models.")
 _stage_verb("report", "Write the page and the table of a study.")
+
+
+@data.command("inspect")
+def inspect_(
+    source: Annotated[Path, typer.Argument(help="A folder of images, or an archive of one.")], as_json: AsJson = False
+) -> int:
+    """What is in a folder or an archive of images, and what packing would do with it. Writes nothing."""
+    from sandglass.data.inspect import inspect, show
+
+    facts = inspect(source)
+    print(json.dumps(facts, indent=1) if as_json else show(facts))
+    return int(facts["packing"].get("refused", {}).get("exit", Exit.DONE))
 
 
 @app.command()
@@ -188,33 +226,10 @@ def export(
     root: Root = _ROOT,
     study: StudyName = None,
 ) -> None:
-    """Copy a model as timm loads it: `timm.create_model('local-dir:FOLDER')`."""
-    import shutil
+    """A model for others: weights as timm loads them, `timm.create_model('local-dir:FOLDER')`, and a model card."""
+    from sandglass.export import export as write
 
-    from sandglass.errors import did_you_mean
-    from sandglass.runs import RunFolder
-
-    _, runs = _read(params, study)
-    ours = {r.name: r for r in runs if r.stage in ("pretrain", "finetune")}
-    if run not in ours:
-        raise Problem("C-130", Exit.CONFIG, f"no run '{run}' with a model in this study", fix=did_you_mean(run, ours))
-    folder = RunFolder(root, ours[run])
-    if not folder.done(deep=True):
-        raise Problem(
-            "R-111",
-            Exit.MISSING,
-            f"{ours[run].key} is not done, or not whole",
-            fix=f"sandglass {ours[run].stage} {run}",
-        )
-    if to.exists():
-        raise Problem(
-            "R-112", Exit.CANNOT_WRITE, f"{to} is there already", fix="name a new folder", kept="nothing changed"
-        )
-    draft = to.with_name(f".{to.name}.tmp")
-    draft.mkdir(parents=True)
-    for name in ("model.safetensors", "config.json", "run.json"):
-        shutil.copy2(folder.results / name, draft / name)
-    draft.rename(to)
+    write(root, _read(params, study)[1], run, to)
     print(f"timm.create_model('local-dir:{to}')")
 
 

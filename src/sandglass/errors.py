@@ -67,6 +67,7 @@ class Problem(Exception):
             text = getattr(self, label)
             if text:
                 lines.append(f"  {label:<6} " + text.replace("\n", "\n" + " " * 9))
+        lines.append(f"  {'page':<6} docs/errors.md#{self.id.lower()}")
         return "\n".join(lines)
 
 

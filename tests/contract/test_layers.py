@@ -5,12 +5,12 @@ import subprocess
 import sys
 
 LAYERS = [  # a file may import from its own row and the rows above it
-    {"errors", "registry", "config", "study", "slurm", "lease", "runs", "__init__"},
+    {"errors", "registry", "config", "study", "slurm", "lease", "runs", "forecast", "watch", "__init__"},
     {"data", "views", "backbones", "distributed"},
     {"objectives", "auxiliary"},
     {"engine"},
     {"evaluate", "report"},
-    {"bench", "tracking", "driver", "stages", "cli", "__main__"},
+    {"bench", "tracking", "driver", "stages", "export", "cli", "__main__"},
 ]
 LAZY = {"config", "study"}  # they read registers, whose __init__ files import nothing heavy
 

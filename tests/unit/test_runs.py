@@ -70,7 +70,10 @@ def test_a_failure_is_remembered_whole(tmp_path):
     assert folder.failure() is None
     folder.failed(Problem("T-103", Exit.DIVERGED, "the loss is nan", why="lr 9", fix="a lower one"))
     again = folder.failure()
-    assert again.screen() == "error T-103 (exit 76): the loss is nan\n  why    lr 9\n  fix    a lower one"
+    assert (
+        again.screen()
+        == "error T-103 (exit 76): the loss is nan\n  why    lr 9\n  fix    a lower one\n  page   docs/errors.md#t-103"
+    )
     assert folder.status() == "failed (76)"
     folder.begin()
     folder.finish([])
