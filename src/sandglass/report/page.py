@@ -21,6 +21,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sandglass.report import blog, figures, numbers, published, thesis, words
+from sandglass.report.classes import by_class
+from sandglass.report.closest import neighbours
 from sandglass.report.collect import arrays, collect, history, missing, write_csv
 from sandglass.report.experiments import (
     Experiment,
@@ -37,6 +39,7 @@ from sandglass.report.experiments import (
 from sandglass.report.finding import PROBES, finding
 from sandglass.report.parts import Section, Table
 from sandglass.report.robustness import ATTACKS, robustness
+from sandglass.report.shares import label_shares
 from sandglass.report.statistics import Comparison, summarise
 from sandglass.runs import read_json, write_atomic
 
@@ -103,11 +106,14 @@ class _Page:
     def sections(self) -> Iterator[Section]:
         yield self.probes()
         yield self.finetuned()
+        yield label_shares(self.stages)
+        yield by_class(self.stages, self.results, self._classes)
         yield self.robustness()
         yield self.published()
         yield self.curves("pretrain", "Pretraining", "objective")
         yield self.curves("finetune", "Finetuning", "auxiliary")
         yield self.views()
+        yield neighbours(self.stages.get("probe", []), self.runs, self.results, self._classes)
         yield self.embeddings()
         yield self.attacked()
         yield self.data()
