@@ -88,8 +88,10 @@ def _told(section: Section, counts: dict[Experiment, np.ndarray], columns: list[
     rows = [_row(name, k, counts) for k, name in enumerate(names)]
     notes = ["* One seed: the interval is Wilson's, of this class's test images alone."]
     notes = notes if any(len(found) == 1 for found in counts.values()) else []
-    folded = "" if few else f"All {len(names)} classes: {about}"
-    section.tables.append(Table(head, 1, rows, f"Accuracy of each class. {about}; {n}.", folded, notes))
+    images, right = counts[first][0].sum(axis=1), counts[first].trace(axis1=1, axis2=2) / counts[first].sum(axis=(1, 2))
+    notes += words.test_size(list(right), int(np.median(images[images > 0])))
+    folded = f"Accuracy of each of {len(names)} classes: {about}"
+    section.tables.append(Table(head, 1, rows, f"{n}.", folded, notes))
     if not few:
         section.tables.append(_commonest(first, counts[first], names, about))
 

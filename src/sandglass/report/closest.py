@@ -33,7 +33,7 @@ def neighbours(
                 these.setdefault(label(one, columns) or "the network", (about[one.runs[0]], found))
         gallery = _gallery(dict(list(these.items())[:NETWORKS]), results, classes(data))
         if gallery:
-            gallery.caption = f"{data}: {gallery.caption}"
+            gallery.caption = f"{data}, {gallery.caption}"
             section.galleries.append(gallery)
     if section.galleries:
         section.text.append(
@@ -50,7 +50,7 @@ def _gallery(
     from sandglass.evaluate.neighbours import pictured  # not at the top: it imports torch
 
     rows: list[list[list[Picture]]] = []
-    head, scores = ["test image"], []
+    head, scores = ["image"], []
     for name, (run, found) in these.items():
         packed = next(key for key in run["needs"] if key.startswith("data/"))
         try:
@@ -63,7 +63,7 @@ def _gallery(
         same = theirs == labels[:, None]
         head.append(name)
         scores.append(f"{name} {int(same.sum())} of {same.size}")
-    caption = f"of the same class: {'; '.join(scores)}. One seed each: an illustration, no measurement"
+    caption = f"one seed each; of the same class {', '.join(scores)}"
     return Gallery(caption, head, rows) if rows else None
 
 

@@ -26,7 +26,16 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 INK, FAINT, RULE, PAPER = "#1d2733", "#68737f", "#d9dee3", "#ffffff"
-THEMED = {INK: "var(--ink)", FAINT: "var(--faint)", RULE: "var(--rule)", PAPER: "var(--paper)"}  # as in style.css
+THEMED = {  # by style.css, which has what is too dark to be seen on dark paper in a lighter shade too
+    INK: "var(--ink)",
+    FAINT: "var(--faint)",
+    RULE: "var(--rule)",
+    PAPER: "var(--paper)",
+    "#0072b2": "var(--blue)",
+    "#332288": "var(--indigo)",
+    "#117733": "var(--green)",
+    "#882255": "var(--wine)",
+}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1d2733", "#8a8f94")
 CLASSES = (
     "#332288",
@@ -70,6 +79,8 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.5,
     "legend.handlelength": 1.4,
     "figure.constrained_layout.use": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
 }
 
 HALO = {"boxstyle": "square,pad=0.1", "facecolor": PAPER, "edgecolor": "none"}  # lifts text off the grid
@@ -200,7 +211,7 @@ def confusion(told: np.ndarray, classes: Sequence[str]) -> str:
             colour = COLOURS[0] if row == column else COLOURS[1]
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=colour, alpha=share, linewidth=0))
             if share >= 0.005:
-                ink = "#fff" if share > 0.6 else INK
+                ink = "#fefefe" if share > 0.6 else INK  # on a blue that is no theme's
                 axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=ink)
         axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal")
         names = [name[:16] for name in classes]

@@ -39,7 +39,8 @@ class Gallery:
 
 @dataclass
 class Section:
-    """One heading of the page. `charts` are (caption, svg), `sheets` are (caption, columns of pictures)."""
+    """One heading of the page. `charts` are (caption, svg), `sheets` are (caption, columns of pictures),
+    `copies` are (the words that unfold it, text to be copied)."""
 
     id: str
     title: str
@@ -47,6 +48,7 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     charts: list[tuple[str, Markup]] = field(default_factory=list)
     sheets: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
+    copies: list[tuple[str, str]] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
