@@ -32,8 +32,8 @@ def by_class(stages: dict[str, list[Experiment]], results: Path, classes: Callab
         some = [one for one in stages.get(stage, []) if len(one.values("top1"))]
         for pair in _pairs(some, base):
             names = classes(pair[0].ids["data set"])
-            counts = {one: found for one in pair if len(found := confusions(one, results / stage, len(names)))}
-            if counts:
+            every = {one: confusions(one, results / stage, len(names)) for one in pair if names}
+            if counts := {one: found for one, found in every.items() if len(found)}:
                 _told(section, counts, telling(some), names)
     return section
 
@@ -41,24 +41,25 @@ def by_class(stages: dict[str, list[Experiment]], results: Path, classes: Callab
 def confusions(one: Experiment, folder: Path, classes: int) -> np.ndarray:
     """int64 (seeds, C, C): how many test images of a class (row) were taken for a class (column); of the seeds that
     kept their predictions. Raises Problem R-113, R-115 (65) for a file that is damaged or not of its run."""
-    found = []
+    tables = [np.zeros((0, classes, classes), dtype=np.int64)]
     for name, rows in one.rows.groupby("run", sort=False):
         file = folder / str(name) / "predictions.npz"
-        held = arrays(file)
-        if held:
-            found.append((held["labels"].astype(int), held["predicted"].astype(int)))
+        if held := arrays(file):
+            labels, predicted = held["labels"].astype(int), held["predicted"].astype(int)
             told = rows[(rows["metric"] == "top1") & (rows["split"] == "test")]["value"]
-            if abs(float(np.mean(found[-1][0] == found[-1][1])) - float(told.iloc[0])) > 1e-6:
+            agree = abs(float(np.mean(labels == predicted)) - float(told.iloc[0])) < 1e-6
+            if not agree or max(labels.max(), predicted.max()) >= classes:
                 raise Problem(
                     "R-115",
                     Exit.CONTENT,
                     f"{file} is not what its run predicted",
-                    why="its accuracy is another than that of result.json",
+                    why="its accuracy or its classes are others than those of result.json and of the data",
                     fix=f"remove {file.parent} and run again",
                     kept="no report was written",
                 )
-    tables = [np.bincount(labels * classes + told, minlength=classes**2) for labels, told in found]
-    return np.array(tables, dtype=np.int64).reshape(-1, classes, classes)
+            counts = np.bincount(labels * classes + predicted, minlength=classes**2)
+            tables.append(counts.reshape(1, classes, classes))
+    return np.concatenate(tables)
 
 
 def _pairs(some: list[Experiment], base: str) -> Iterator[list[Experiment]]:

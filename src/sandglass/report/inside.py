@@ -90,7 +90,7 @@ def _columns(encoder: Encoder, images: Tensor) -> dict[str, np.ndarray]:
         if own is not None and h * w > 1:
             while own + 1 < len(waiting) and waiting[own + 1].shape == waiting[own].shape:
                 own += 1  # the last of this stage
-            found[f"attention, {h} × {w}"] = _grey(waiting[own][:, prefix:].unflatten(1, (h, w)))
+            found[f"{name}, attention"] = _grey(waiting[own][:, prefix:].unflatten(1, (h, w)))
             waiting = waiting[own + 1 :]
     return found
 
