@@ -70,7 +70,7 @@ def write(
     text = render(
         "page.html.j2",
         study={"title": "Sandglass report", "about": ""} | study,
-        finding=finding(page.stages),
+        finding=[*finding(page.stages), *page.spent()],
         sections=[section for section in page.sections() if section],
         links=links,
         absent=[key for key in keys if key in absent],
@@ -145,7 +145,7 @@ class _Page:
         }
         self._accuracies(section, some, bases, paired=True)
         span = _span(some, "top1")
-        for panel, lines in panels(some, ("auxiliary",)):
+        for panel, lines in panels(some, ("auxiliary" if "auxiliary" in telling(some) else "init",)):
             rows = [(name, name, list(one.values("top1"))) for name, one in lines]
             section.charts.append((panel, Markup(figures.dots(rows, "test accuracy, %", span))))
         return section
@@ -278,6 +278,21 @@ class _Page:
             rows = [[key, str(value)] for key, value in facts.items() if value]
             section.tables.append(Table([str(info.get("name")), ""], 2, rows))
         return section
+
+    def spent(self) -> Iterator[tuple[str, str]]:
+        """How long all of it took, for those who read no further than the finding."""
+        took = self.frame[self.frame["metric"] == "minutes"].groupby("run")["value"].sum()
+        if len(took):
+            devices = {run["name"]: self._device(run) for run in self.runs}
+            gpu = {name: device for name, device in devices.items() if device not in ("", "cpu")}
+            hours = sum(took.get(name, 0.0) for name in gpu) / 60
+            text = f"{words.minutes(took.sum())} in {words.times(len(took), 'run')}"
+            on = (
+                f", of these {hours:.1f} GPU hours ({', '.join(dict.fromkeys(gpu.values()))})"
+                if gpu
+                else ", without a GPU"
+            )
+            yield "Cost", f"{text}{on}. Energy was not measured."
 
     def cost(self) -> Section:
         section = Section("cost", "Cost")
