@@ -172,7 +172,7 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     from sandglass.data.loader import open_split
     from sandglass.data.splits import label_fraction
     from sandglass.engine.task import Task
-    from sandglass.evaluate.features import accuracy_rows, classify, scored
+    from sandglass.evaluate.features import accuracy_rows, classify, said, scored
     from sandglass.objectives import OBJECTIVES
 
     s, seed, device = run.settings, _seed(run), _device(params)
@@ -197,14 +197,14 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     _save_arrays(folder.results / "labelled.npz", index=np.asarray(index))
     _export(folder, encoder, s)
     scores, labels = scored(encoder, packed, "test", s["size"], device)
-    _save_predictions(folder, labels, scores.argmax(dim=1))
+    _save_arrays(folder.results / "predictions.npz", **said(labels, scores.argmax(dim=1)))
     rows = accuracy_rows(scores, labels, "test") + (judge() if judge else [])
     _finish_training(folder, rows, task)
 
 
 def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     from sandglass.evaluate import PROBES
-    from sandglass.evaluate.features import Subject, embed
+    from sandglass.evaluate.features import Subject, embed, said
     from sandglass.evaluate.neighbours import nearest
 
     s = run.settings
@@ -233,7 +233,8 @@ def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     _save_arrays(folder.results / "labelled.npz", index=subject.labelled)
     _save_arrays(folder.results / "neighbours.npz", **nearest(subject))
     if "predicted" in subject.answers:
-        _save_predictions(folder, subject.features.test_labels, subject.answers["predicted"])
+        predictions = said(subject.features.test_labels, subject.answers["predicted"])
+        _save_arrays(folder.results / "predictions.npz", **predictions)
     folder.finish(rows, minutes=minutes)
 
 
@@ -488,12 +489,6 @@ def _finish_training(folder: RunFolder, rows: list[dict[str, Any]], task: Any) -
     told = {"collapsed": int(outcome.collapsed)} if "on_collapse" in task.train else {}
     rows = rows + [{"metric": key, "value": value, "split": "train"} for key, value in (told | cost | final).items()]
     folder.finish(rows, steps=outcome.steps, attempts=outcome.attempts, **cost)
-
-
-def _save_predictions(folder: RunFolder, labels: Any, predicted: Any) -> None:
-    """predictions.npz: of each test image its class and the one it was taken for, int16 (N,)."""
-    arrays = {name: values.short().cpu().numpy() for name, values in (("labels", labels), ("predicted", predicted))}
-    _save_arrays(folder.results / "predictions.npz", **arrays)
 
 
 def _save_arrays(path: Path, **arrays: Any) -> None:

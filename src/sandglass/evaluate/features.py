@@ -156,6 +156,11 @@ def scored(
     return predict_logits(encoder, images, size, device, head), torch.as_tensor(images.labels, device=device)
 
 
+def said(labels: Tensor, predicted: Tensor) -> dict[str, np.ndarray]:
+    """What predictions.npz holds, for the report: of each image its class and the one it was taken for, int16 (N,)."""
+    return {"labels": labels.short().cpu().numpy(), "predicted": predicted.short().cpu().numpy()}
+
+
 def accuracy_rows(scores: Tensor, labels: Tensor, split: str) -> list[Row]:
     """scores (N,classes), logits; labels (N,) -> the rows of `hit_rows`, and cross_entropy in nats."""
     loss = float(F.cross_entropy(scores.double(), labels))

@@ -2,12 +2,14 @@
 
 Colours are the first three principal components of a stage's cells over all images shown: cells of like colour are
 alike to the stage, and colours of two stages have nothing to do with each other. Attention is what a cell gets from all
-others, mean over heads and queries, in the last layer of a stage in which every cell may attend to every cell; layers
-that look into windows have none. Computed here, on the CPU, from the weights that a run has left.
+others, mean over heads and queries, in the last layer of a stage in which every cell may attend to every cell. Layers
+that look into windows have none, and attention that a model does not leave to PyTorch is not seen. Computed here, on
+the CPU, from the weights that a run has left.
 """
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ class Attention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(zip(("query", "key", "value", "attn_mask"), args)) | (kwargs or {})
-        if func is F.scaled_dot_product_attention and given["query"].shape == given["key"].shape:
+        alike = func is F.scaled_dot_product_attention and given["query"].shape == given["key"].shape
+        if alike and given["query"].ndim == 4:  # with windows in a dimension of their own it has five
             query, key, mask = given["query"], given["key"], given.get("attn_mask")
             scale = given.get("scale") or query.shape[-1] ** -0.5
             if mask is None or mask.is_floating_point():
@@ -83,9 +86,12 @@ def _columns(encoder: Encoder, images: Tensor) -> dict[str, np.ndarray]:
         with Attention() as attention:
             last = encoder(images).grid
     waiting = [weights for weights in attention.seen if len(weights) == len(images)]
-    for (name, channels, h, w), grid in zip(stages(encoder), [*maps, last]):
-        found[f"{name}, {channels} × {h} × {w}"] = colours(grid)
-        prefix = getattr(model, "num_prefix_tokens", 0)
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    known = [*zip(stages(encoder), [*maps, last])]
+    for shape, alike in groupby(known, key=lambda stage: stage[0][1:]):
+        (name, *_), grid = [*alike][-1]  # the blocks of a flat network are a single stage
+        channels, h, w = shape
+        found[f"{name}, {channels}×{h}×{w}"] = colours(grid)
         own = next((k for k, weights in enumerate(waiting) if weights.shape[1] == prefix + h * w), None)
         if own is not None and h * w > 1:
             while own + 1 < len(waiting) and waiting[own + 1].shape == waiting[own].shape:

@@ -286,13 +286,10 @@ class _Page:
             devices = {run["name"]: self._device(run) for run in self.runs}
             gpu = {name: device for name, device in devices.items() if device not in ("", "cpu")}
             hours = sum(took.get(name, 0.0) for name in gpu) / 60
+            kinds = ", ".join(dict.fromkeys(gpu.values()))
+            on = f"of these {hours:.1f} GPU hours ({kinds})" if gpu else "without a GPU"
             text = f"{words.minutes(took.sum())} in {words.times(len(took), 'run')}"
-            on = (
-                f", of these {hours:.1f} GPU hours ({', '.join(dict.fromkeys(gpu.values()))})"
-                if gpu
-                else ", without a GPU"
-            )
-            yield "Cost", f"{text}{on}. Energy was not measured."
+            yield "Cost", f"{text}, {on}. Energy was not measured."
 
     def cost(self) -> Section:
         section = Section("cost", "Cost")

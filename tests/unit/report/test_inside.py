@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sandglass.backbones.grid import build
@@ -67,11 +67,34 @@ def test_an_hourglass_shows_its_stages_and_where_it_looks(tmp_path: Path) -> Non
     gallery = inside.gallery(run, packed)
     assert gallery is not None
     assert gallery.head == [
-        "image", "before.0, 312 × 8 × 8", "before.0, attention", "before.1, 312 × 4 × 4", "before.1, attention",
-        "output, 312 × 8 × 8", "output, attention",
+        "image", "before.0, 312×8×8", "before.0, attention", "before.1, 312×4×4", "before.1, attention",
+        "output, 312×8×8", "output, attention",
     ]  # fmt: skip
     assert {len(row) for row in gallery.rows} == {len(gallery.head)} and len(gallery.rows) == inside.IMAGES
     assert inside.gallery(run, packed) == gallery, "the same network, the same pictures"
+
+
+def test_the_blocks_of_a_flat_network_are_one_stage_seen_where_it_ends(tmp_path: Path) -> None:
+    run, packed = left(tmp_path, "vit_tiny_flat")
+    gallery = inside.gallery(run, packed)
+    assert gallery is not None
+    assert gallery.head == ["image", "blocks.2, 64×8×8", "blocks.2, attention"]
+    weights = load_file(run / "model.safetensors")
+    weights["blocks.2.attn.qkv.weight"][:128] = 0  # queries and keys of the last block: it looks everywhere alike
+    weights["blocks.2.attn.qkv.bias"][:128] = 0
+    save_file(weights, run / "model.safetensors")
+    blind = inside.gallery(run, packed)
+    assert blind is not None
+    for before, row in zip(gallery.rows, blind.rows):
+        assert before[2] != row[2] and len({row[2][0].address for row in blind.rows}) == 1
+
+
+@pytest.mark.parametrize("name", ["nest312", "hiera_tiny_224"])
+def test_windows_are_not_taken_for_the_whole(tmp_path: Path, name: str) -> None:
+    gallery = inside.gallery(*left(tmp_path, name))
+    assert gallery is not None and len(gallery.head) > 3
+    first = gallery.head[1].partition(",")[0]
+    assert f"{first}, attention" not in gallery.head
 
 
 def test_convolutions_have_stages_and_no_attention(tmp_path: Path) -> None:

@@ -93,6 +93,18 @@ def test_the_finding_is_in_the_numbers(page: tuple[Path, Parsed], study: Any) ->
     )
     assert "such a difference cannot be significant with n = 3 pairs after Holm's correction for 6 comparisons" in text
     assert "FGSM at ε = 1/255: accuracy falls from" in text
+    assert "Cost: 32.8 minutes in 64 runs, without a GPU." in text
+
+
+def test_gpu_hours_are_those_of_the_runs_that_had_one(empty_study: Any) -> None:
+    probed(empty_study)
+    for key in empty_study.keys("pretrain"):
+        file = empty_study.folder(key) / "run.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"derived": {"device": "NVIDIA H100"}}))
+        rows = [{"metric": "minutes", "value": 90.0}]
+        (empty_study.folder(key) / "result.json").write_text(json.dumps({"rows": rows}))
+    text = made(empty_study)[1].text.replace("\u00a0", " ")
+    assert "Cost: 3.0 hours in 7 runs, of these 3.0 GPU hours (NVIDIA H100)." in text
 
 
 def test_tables_hold_every_experiment_with_its_n(page: tuple[Path, Parsed], study: Any) -> None:
