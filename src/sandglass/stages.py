@@ -232,9 +232,8 @@ def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     _save_arrays(folder.results / "embedding.npz", xy=xy, labels=labels)
     _save_arrays(folder.results / "labelled.npz", index=subject.labelled)
     _save_arrays(folder.results / "neighbours.npz", **nearest(subject))
-    if "predicted" in subject.answers:
-        predictions = said(subject.features.test_labels, subject.answers["predicted"])
-        _save_arrays(folder.results / "predictions.npz", **predictions)
+    if (predicted := subject.answers.get("predicted")) is not None:
+        _save_arrays(folder.results / "predictions.npz", **said(subject.features.test_labels, predicted))
     folder.finish(rows, minutes=minutes)
 
 
