@@ -176,7 +176,7 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     from sandglass.data.loader import open_split
     from sandglass.data.splits import label_fraction
     from sandglass.engine.task import Task
-    from sandglass.evaluate.features import classify
+    from sandglass.evaluate.features import accuracy_rows, classify, said, scored
     from sandglass.objectives import OBJECTIVES
 
     s, seed, device = run.settings, _seed(run), _device(params)
@@ -192,23 +192,24 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
         encoder, objective, auxiliaries, split, torch.as_tensor(index), s["views"], s["size"], s["train"], seed,
         frozen=frozen, lr_scales=scales,
     )  # fmt: skip
-    judged = ["test"]
+    judge = None
     if split.info["counts"].get("val") and s["split"] != "trainval":
-        judged = ["test", "val"]
         judge = partial(classify, encoder, packed, "val", s["size"], device)
         task.each_epoch = _validation(task, 10, judge, "top1", "cross_entropy")
     if not _fit(run, folder, params, task, say):
         return
     _save_arrays(folder.results / "labelled.npz", index=np.asarray(index))
     _export(folder, encoder, s)
-    _finish_training(
-        folder, [row for name in judged for row in classify(encoder, packed, name, s["size"], device)], task
-    )
+    scores, labels = scored(encoder, packed, "test", s["size"], device)
+    _save_arrays(folder.results / "predictions.npz", **said(labels, scores.argmax(dim=1)))
+    rows = accuracy_rows(scores, labels, "test") + (judge() if judge else [])
+    _finish_training(folder, rows, task)
 
 
 def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     from sandglass.evaluate import PROBES
-    from sandglass.evaluate.features import Subject, embed
+    from sandglass.evaluate.features import Subject, embed, said
+    from sandglass.evaluate.neighbours import nearest
 
     s = run.settings
     (name, values), *_ = s["probe"].items()
@@ -234,6 +235,9 @@ def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     xy, labels = embed(subject.features.test, subject.features.test_labels)
     _save_arrays(folder.results / "embedding.npz", xy=xy, labels=labels)
     _save_arrays(folder.results / "labelled.npz", index=subject.labelled)
+    _save_arrays(folder.results / "neighbours.npz", **nearest(subject))
+    if (predicted := subject.answers.get("predicted")) is not None:
+        _save_arrays(folder.results / "predictions.npz", **said(subject.features.test_labels, predicted))
     folder.finish(rows, minutes=minutes)
 
 

@@ -92,6 +92,8 @@ def test_a_probe_returns_rows_and_repeats_itself(name: str, preset: str | None, 
         assert math.isfinite(row["value"]) and row["split"] in ("train", "val", "test")
         if "ci_lo" in row:
             assert 0 <= row["ci_lo"] <= row["value"] <= row["ci_hi"] <= 1 and row["n"] > 0
+    right = judged.answers["predicted"] == judged.features.test_labels
+    assert int(right.sum()) / 600 == accuracy(rows, "test"), "what it says of each image is what it was judged by"
     assert PROBES.get(name)(subject(judged.packed), settings, 0) == rows
     assert torch.equal(torch.get_rng_state(), state) and judged.encoder.training
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sandglass.bench.floor import REST
@@ -24,6 +23,7 @@ from sandglass.bench.speed import LIGHTLY, MEMORY, OURS, SHIPPED, SHIPPED_MEMORY
 from sandglass.report import figures
 from sandglass.report.collect import write_csv
 from sandglass.report.parts import Section, Table
+from sandglass.report.rendering import render
 from sandglass.runs import git_state, versions, write_atomic
 
 FEEDS = (MEMORY, OURS, LIGHTLY, SHIPPED_MEMORY, SHIPPED)
@@ -76,16 +76,7 @@ def page(folder: Path) -> Path:
     sections = [maker(tables[name]) for name, maker in makers.items() if name in tables]
     if (folder / "views.npz").is_file():
         sections.append(_views(dict(np.load(folder / "views.npz"))))
-    environment = Environment(
-        loader=PackageLoader("sandglass.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("bench.html.j2").render(
-        sections=sections, versions=versions(), tables=sorted(tables)
-    )
+    text = render("bench.html.j2", sections=sections, versions=versions(), tables=sorted(tables))
     write_atomic(folder / "index.html", text)
     return folder / "index.html"
 

@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Subject:
     seed: int  # which they are
     pretrained: Path | None  # folder of the pretraining's results; None: random weights
     kept: Path | None = None  # folder where features of whole splits wait for the next probe; one for each architecture
+    answers: dict[str, Tensor] = field(default_factory=dict)  # a probe leaves `predicted` here: a class per test image
 
     @cached_property
     def labelled(self) -> np.ndarray:
@@ -144,9 +145,20 @@ def classify(
     encoder: Encoder, packed: Path, split: str, size: int, device: torch.device, head: Head | None = None
 ) -> list[Row]:
     """Judge a classifier, by default the encoder's own, on one split."""
+    return accuracy_rows(*scored(encoder, packed, split, size, device, head), split)
+
+
+def scored(
+    encoder: Encoder, packed: Path, split: str, size: int, device: torch.device, head: Head | None = None
+) -> tuple[Tensor, Tensor]:
+    """The class scores of every image of a split, float32 (N,classes), and the labels (N,)."""
     images = open_split(packed, split, evaluating=split == "test")
-    logits = predict_logits(encoder, images, size, device, head)
-    return accuracy_rows(logits, torch.as_tensor(images.labels, device=device), split)
+    return predict_logits(encoder, images, size, device, head), torch.as_tensor(images.labels, device=device)
+
+
+def said(labels: Tensor, predicted: Tensor) -> dict[str, np.ndarray]:
+    """What predictions.npz holds, for the report: of each image its class and the one it was taken for, int16 (N,)."""
+    return {"labels": labels.short().cpu().numpy(), "predicted": predicted.short().cpu().numpy()}
 
 
 def accuracy_rows(scores: Tensor, labels: Tensor, split: str) -> list[Row]:

@@ -34,12 +34,14 @@ def run(subject: Subject, settings: dict[str, Any], seed: int) -> list[Row]:
     features = subject.features
     k = neighbours(settings["k"], len(features.train), features.classes, subject.labels)
 
-    def judged(queries: Tensor, labels: Tensor, split: str) -> list[Row]:
-        scores = vote(queries, features.train, features.train_labels, features.classes, k, settings["temperature"])
-        return hit_rows(places(scores, labels), labels, split)
+    def scores(queries: Tensor) -> Tensor:
+        return vote(queries, features.train, features.train_labels, features.classes, k, settings["temperature"])
 
-    rows = judged(features.val, features.val_labels, "val") if len(features.val) else []
-    rows += judged(features.test, features.test_labels, "test")
+    rows, test = [], scores(features.test)
+    if len(features.val):
+        rows = hit_rows(places(scores(features.val), features.val_labels), features.val_labels, "val")
+    rows += hit_rows(places(test, features.test_labels), features.test_labels, "test")
+    subject.answers["predicted"] = test.argmax(dim=1)
     return [*rows, {"metric": "k", "value": k, "split": "test"}]
 
 

@@ -55,7 +55,9 @@ def run(subject: Subject, settings: dict[str, Any], seed: int) -> list[Row]:
     assert best is not None
     _, l2, weights = best
     rows = accuracy_rows(_scores(val, weights), features.val_labels, "val") if len(val) else []
-    rows += accuracy_rows(_scores(standard(features.test), weights), features.test_labels, "test")
+    scores = _scores(standard(features.test), weights)
+    rows += accuracy_rows(scores, features.test_labels, "test")
+    subject.answers["predicted"] = scores.argmax(dim=1)
     gradient = torch.func.grad(objective)(weights, train, features.train_labels, l2).abs().max()
     return [
         *rows,

@@ -55,12 +55,11 @@ def run(subject: Subject, settings: dict[str, Any], seed: int) -> list[Row]:
         hits = [share(places(score, features.val_labels) < 1) for score in scores]
         best = max(range(len(grid)), key=lambda i: (hits[i], surest[i]))  # of equal accuracies the surer one
     rows: list[Row] = [{"metric": "lr_per_256", "value": grid[best], "split": "val"}]
-    for split, values, labels in (
-        ("val", features.val, features.val_labels),
-        ("test", features.test, features.test_labels),
-    ):
-        rows += accuracy_rows(heads[best](values), labels, split) if len(values) else []
-    return rows
+    if len(features.val):
+        rows += accuracy_rows(heads[best](features.val), features.val_labels, "val")
+    scores = heads[best](features.test)
+    subject.answers["predicted"] = scores.argmax(dim=1)
+    return rows + accuracy_rows(scores, features.test_labels, "test")
 
 
 def fit(subject: Subject, grid: list[float], settings: dict[str, Any], seed: int) -> list[nn.Linear]:

@@ -3,7 +3,7 @@
 A chart is narrow, so that two or three stand side by side on a screen and one fills a phone without its text
 becoming small; its text is text, in the page's own font. Colours are those of Okabe and Ito (2008), which readers with
 any colour vision tell apart, and for classes those of Paul Tol; groups keep their colour from chart to chart because
-they keep their order.
+they keep their order. Ink, rules and paper are the page's own, whether it is light or dark.
 """
 
 from __future__ import annotations
@@ -21,10 +21,21 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-INK, FAINT, RULE = "#1d2733", "#68737f", "#d9dee3"
+INK, FAINT, RULE, PAPER = "#1d2733", "#68737f", "#d9dee3", "#ffffff"
+THEMED = {  # by style.css, which has what is too dark to be seen on dark paper in a lighter shade too
+    INK: "var(--ink)",
+    FAINT: "var(--faint)",
+    RULE: "var(--rule)",
+    PAPER: "var(--paper)",
+    "#0072b2": "var(--blue)",
+    "#332288": "var(--indigo)",
+    "#117733": "var(--green)",
+    "#882255": "var(--wine)",
+}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1d2733", "#8a8f94")
 CLASSES = (
     "#332288",
@@ -68,9 +79,11 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.5,
     "legend.handlelength": 1.4,
     "figure.constrained_layout.use": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
 }
 
-HALO = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}  # lifts text off the grid
+HALO = {"boxstyle": "square,pad=0.1", "facecolor": PAPER, "edgecolor": "none"}  # lifts text off the grid
 
 Curve = tuple[np.ndarray, np.ndarray]  # x, y
 
@@ -163,11 +176,7 @@ def epsilons(groups: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
         ticks = sorted({float(e) for epsilon, _ in groups.values() for e in epsilon})
         for name, colour, kind in _styled(groups):
             epsilon, values = groups[name]
-            mean, percent = 100 * values.mean(axis=0), 100 * values
-            if len(values) > 1:
-                reach = percent.std(axis=0, ddof=1)
-                axes.fill_between(epsilon, mean - reach, mean + reach, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(epsilon, mean, kind, marker="o", color=colour, markersize=3.5, linewidth=1.6, label=name)
+            _banded(axes, epsilon, values, color=colour, linestyle=kind, label=name)
         positive = [tick for tick in ticks if tick > 0]
         axes.set_xscale("symlog", base=2, linthresh=min(positive, default=1.0))
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -175,6 +184,44 @@ def epsilons(groups: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
         axes.set(xlabel="ε, in 1/255 of the pixel range", ylabel="accuracy, %", ylim=(0, 100))
         _legend(axes)
         return _svg(figure, f"accuracy by attack strength: {', '.join(groups)}")
+
+
+def shares(groups: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Accuracy by share of the labels: (shares (F,) ascending, values (seeds, F)); mean, band of one deviation."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(2.5, len(groups))
+        for name, colour, kind in _styled(groups):
+            _banded(axes, *groups[name], color=colour, linestyle=kind, label=name)
+        ticks = sorted({float(share) for some, _ in groups.values() for share in some})
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{100 * tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel="share of the labels, %", ylabel="test accuracy, %")
+        _legend(axes)
+        return _svg(figure, f"accuracy by share of the labels: {', '.join(groups)}")
+
+
+def confusion(told: np.ndarray, classes: Sequence[str]) -> str:
+    """told (C, C): of the images of the class of a row, the share that was taken for the class of a column."""
+    count = len(told)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(WIDTH if max(map(len, classes)) > 3 else WIDTH - 0.5)
+        for row, column in zip(*np.nonzero(told)):
+            share = float(told[row, column])
+            colour = COLOURS[0] if row == column else COLOURS[1]
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=colour, alpha=share, linewidth=0))
+            if share >= 0.005:
+                ink = "#fefefe" if share > 0.6 else INK  # on a blue that is no theme's
+                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=ink)
+        axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal")
+        names = [name[:16] for name in classes]
+        axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 3 else 0)
+        axes.set_yticks(range(count), names)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.set(xlabel="taken for", ylabel="is")
+        hits = ", ".join(f"{name} {100 * told[k, k]:.0f}" for k, name in enumerate(names))
+        return _svg(figure, f"confusion of {count} classes; right, in %: {hits}")
 
 
 def embedding(xy: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
@@ -189,7 +236,7 @@ def embedding(xy: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str
             for label, colour in zip(present, itertools.cycle(CLASSES)):
                 name = classes[label] if label < len(classes) else str(label)
                 x, y = np.median(xy[labels == label], axis=0)
-                box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour, "alpha": 0.85}
+                box = {"boxstyle": "round,pad=0.2", "facecolor": PAPER, "edgecolor": colour, "alpha": 0.85}
                 axes.text(x, y, name[:16], ha="center", va="center", fontsize=8.5, fontweight="bold", bbox=box)
         axes.set(xticks=[], yticks=[], xlabel="first principal component", ylabel="second")
         axes.grid(visible=False)
@@ -251,6 +298,16 @@ def _axes(height: float, groups: int = 1) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def _banded(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, **line: Any) -> None:
+    """The mean of values (seeds, X), fractions shown in percent, in a band of one deviation."""
+    percent = 100 * values
+    mean = percent.mean(axis=0)
+    if len(values) > 1:
+        reach = percent.std(axis=0, ddof=1)
+        axes.fill_between(x, mean - reach, mean + reach, color=color, alpha=0.15, linewidth=0)
+    axes.plot(x, mean, marker="o", color=color, markersize=3.5, linewidth=1.6, **line)
+
+
 def _legend(axes: Axes) -> None:
     """Above the axes, where it hides nothing; none for a single group."""
     if len(axes.get_legend_handles_labels()[1]) > 1:
@@ -294,6 +351,8 @@ def _svg(figure: Figure, title: str) -> str:
     text = re.sub(r"<defs>\s*<style.*?</defs>\s*", "", text, count=1, flags=re.DOTALL)
     wanted = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in wanted else "", text)
+    for colour, theme in THEMED.items():
+        text = text.replace(f": {colour}", f": {theme}")
     width, height = (round(float(inches) * 96) for inches in figure.get_size_inches())
     box = re.findall(r'viewBox="[^"]*"', text)[0]
     opening = f'<svg width="{width}" height="{height}" {box} role="img" aria-label="{html.escape(title)}">'

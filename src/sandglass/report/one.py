@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sandglass.report import figures
 from sandglass.report.collect import arrays, history
+from sandglass.report.rendering import render
 from sandglass.runs import read_json
 
 CURVES = 12  # at most so many
@@ -30,14 +30,8 @@ def page(folder: Path, title: str) -> str:
     text = " · ".join(f"{key} {value}" for key, value in about["columns"].items())
     facts = {key: result[key] for key in ("steps", "attempts", "minutes", "images_per_second") if key in result}
     facts = about["derived"] | facts | {"begun": about["started"], "needs": ", ".join(about["needs"])}
-    environment = Environment(
-        loader=PackageLoader("sandglass.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("run.html.j2").render(
+    return render(
+        "run.html.j2",
         title=title,
         about=about,
         text=text,

@@ -17,10 +17,13 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from sandglass.errors import Problem
 from sandglass.report import blog, figures, numbers, published, thesis, words
+from sandglass.report.citations import citing
+from sandglass.report.classes import by_class
+from sandglass.report.closest import neighbours
 from sandglass.report.collect import arrays, collect, history, missing, write_csv
 from sandglass.report.experiments import (
     Experiment,
@@ -36,13 +39,15 @@ from sandglass.report.experiments import (
 )
 from sandglass.report.finding import PROBES, finding
 from sandglass.report.parts import Section, Table
+from sandglass.report.rendering import render
 from sandglass.report.robustness import ATTACKS, robustness
+from sandglass.report.shares import label_shares
 from sandglass.report.statistics import Comparison, summarise
 from sandglass.runs import read_json, write_atomic
 
 LAID_OUT = {"blog": blog, "thesis": thesis}  # published sources whose tables stand beside ours as they were printed
 UNCURVED = {"step", "epoch", "lr", "total", "gradient_norm"}  # logged, but not what a reader of the page looks for
-CURVES, SHEETS, MAPS = 9, 4, 6  # at most so many pictures of a kind
+CURVES, SHEETS, MAPS, INSIDES = 9, 4, 6, 2  # at most so many pictures of a kind
 COST = {"minutes": "minutes", "images_per_second": "images per second", "peak_memory_gib": "peak memory, GiB"}
 
 
@@ -62,16 +67,10 @@ def write(
     links = [(key, quote(os.path.relpath(root / "results" / key, folder)), key in absent) for key in keys]
     facts = {key: value for key, value in provenance.items() if isinstance(value, str) and "\n" not in value}
     texts = {key: value for key, value in provenance.items() if isinstance(value, str) and "\n" in value}
-    environment = Environment(
-        loader=PackageLoader("sandglass.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("page.html.j2").render(
+    text = render(
+        "page.html.j2",
         study={"title": "Sandglass report", "about": ""} | study,
-        finding=finding(page.stages),
+        finding=[*finding(page.stages), *page.spent()],
         sections=[section for section in page.sections() if section],
         links=links,
         absent=[key for key in keys if key in absent],
@@ -103,14 +102,19 @@ class _Page:
     def sections(self) -> Iterator[Section]:
         yield self.probes()
         yield self.finetuned()
+        yield label_shares(self.stages)
+        yield by_class(self.stages, self.results, self._classes)
         yield self.robustness()
         yield self.published()
         yield self.curves("pretrain", "Pretraining", "objective")
         yield self.curves("finetune", "Finetuning", "auxiliary")
         yield self.views()
+        yield neighbours(self.stages.get("probe", []), self.runs, self.results, self._classes)
         yield self.embeddings()
+        yield self.inside()
         yield self.attacked()
         yield self.data()
+        yield citing(self.runs)
         yield self.cost()
         yield self.everything()
 
@@ -141,7 +145,7 @@ class _Page:
         }
         self._accuracies(section, some, bases, paired=True)
         span = _span(some, "top1")
-        for panel, lines in panels(some, ("auxiliary",)):
+        for panel, lines in panels(some, ("auxiliary" if "auxiliary" in telling(some) else "init",)):
             rows = [(name, name, list(one.values("top1"))) for name, one in lines]
             section.charts.append((panel, Markup(figures.dots(rows, "test accuracy, %", span))))
         return section
@@ -215,6 +219,32 @@ class _Page:
                     section.charts.append((", ".join(filter(None, [name, caption])), Markup(chart)))
         return section
 
+    def inside(self) -> Section:
+        """Stages and attention of a trained network of each backbone, where weights and images are at hand."""
+        section, seen = Section("inside", "Inside the networks"), set[str]()
+        for run in sorted(self.runs, key=lambda run: run["stage"] != "pretrain"):
+            folder, backbone = self.results / run["stage"] / run["name"], run["columns"].get("backbone", "")
+            if (folder / "model.safetensors").is_file() and backbone not in seen and len(seen) < INSIDES:
+                from sandglass.report import inside  # not at the top: it imports torch and timm
+
+                seen.add(backbone)
+                packed = self.results / next(key for key in run["needs"] if key.startswith("data/"))
+                try:
+                    gallery = inside.gallery(folder, packed)
+                except (Problem, RuntimeError, NotImplementedError, AttributeError) as error:
+                    section.notes.append(f"{backbone} could not be looked into: {error}")
+                    continue
+                if gallery:
+                    said = [run["stage"], backbone, run["columns"].get("objective", ""), f"seed {run['seed']}"]
+                    gallery.caption = ", ".join(filter(None, said))
+                    section.galleries.append(gallery)
+        section.text.append(
+            "Cells of like colour are alike to a stage (three principal components as red, green and blue; colours of "
+            "two stages have nothing to do with each other). Attention: what a cell gets from all others in the last "
+            "layer of a stage, mean over heads; the brightest gets most."
+        )
+        return section
+
     def attacked(self) -> Section:
         section, some = Section("attacked", "Attacked images"), self.stages.get("attack", [])
         columns = [column for column in telling(some) if column != "attack"]
@@ -248,6 +278,18 @@ class _Page:
             rows = [[key, str(value)] for key, value in facts.items() if value]
             section.tables.append(Table([str(info.get("name")), ""], 2, rows))
         return section
+
+    def spent(self) -> Iterator[tuple[str, str]]:
+        """How long all of it took, for those who read no further than the finding."""
+        took = self.frame[self.frame["metric"] == "minutes"].groupby("run")["value"].sum()
+        if len(took):
+            devices = {run["name"]: self._device(run) for run in self.runs}
+            gpu = {name: device for name, device in devices.items() if device not in ("", "cpu")}
+            hours = sum(took.get(name, 0.0) for name in gpu) / 60
+            kinds = ", ".join(dict.fromkeys(gpu.values()))
+            on = f"of these {hours:.1f} GPU hours ({kinds})" if gpu else "without a GPU"
+            text = f"{words.minutes(took.sum())} in {words.times(len(took), 'run')}"
+            yield "Cost", f"{text}, {on}. Energy was not measured."
 
     def cost(self) -> Section:
         section = Section("cost", "Cost")

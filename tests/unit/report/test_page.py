@@ -93,6 +93,18 @@ def test_the_finding_is_in_the_numbers(page: tuple[Path, Parsed], study: Any) ->
     )
     assert "such a difference cannot be significant with n = 3 pairs after Holm's correction for 6 comparisons" in text
     assert "FGSM at ε = 1/255: accuracy falls from" in text
+    assert "Cost: 32.8 minutes in 64 runs, without a GPU." in text
+
+
+def test_gpu_hours_are_those_of_the_runs_that_had_one(empty_study: Any) -> None:
+    probed(empty_study)
+    for key in empty_study.keys("pretrain"):
+        file = empty_study.folder(key) / "run.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"derived": {"device": "NVIDIA H100"}}))
+        rows = [{"metric": "minutes", "value": 90.0}]
+        (empty_study.folder(key) / "result.json").write_text(json.dumps({"rows": rows}))
+    text = made(empty_study)[1].text.replace("\u00a0", " ")
+    assert "Cost: 3.0 hours in 7 runs, of these 3.0 GPU hours (NVIDIA H100)." in text
 
 
 def test_tables_hold_every_experiment_with_its_n(page: tuple[Path, Parsed], study: Any) -> None:
@@ -123,7 +135,7 @@ def test_everything_of_the_study_has_a_place(page: tuple[Path, Parsed]) -> None:
     parsed = page[1]
     assert parsed.titles() == [
         "finding", "probes", "finetuned", "robustness", "pretrain-curves", "finetune-curves", "views", "maps",
-        "attacked", "data", "cost", "everything", "provenance", "reading",
+        "attacked", "data", "citing", "cost", "everything", "provenance", "reading",
     ]  # fmt: skip
     for words in ("CC BY 4.0", "Alpaydin", "0123456789abcdef", "with changes that were not committed", "torch 2.15.0"):
         assert words in parsed.text
@@ -140,7 +152,7 @@ def test_it_opens_offline_and_runs_nothing(page: tuple[Path, Parsed], study: Any
     policy = next(a["content"] for tag, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy and "default-src 'none'" in policy and "script-src" not in policy and "http" not in policy
     for address in parsed.addresses():
-        if not address.startswith(("#", "data:image/png;base64,")):
+        if not address.startswith(("#", "data:image/png;base64,", "data:text/")):
             assert (path.parent / unquote(address)).exists(), address
     runs = [address for address in parsed.addresses() if address.startswith("../../")]
     assert len(runs) == len(study.runs)
@@ -325,8 +337,9 @@ def test_forty_hostile_names_stay_names(empty_study: Any) -> None:
     assert {tag for tag, _ in parsed.tags} <= ALLOWED
     names = {name for _, attributes in parsed.tags for name in attributes}
     assert not [name for name in names if name.startswith("on") or name == "autofocus"]
-    # Addresses lead into the page, to a run, or to results.csv.
-    assert {re.match(r"#|\.\./|results\.csv$", address) is not None for address in parsed.addresses()} == {True}
+    # Addresses lead into the page, to a run, or to results.csv, or are a copy of a table.
+    copy = r"data:text/(csv|x-tex);charset=utf-8;base64,[A-Za-z0-9+/=]+$"
+    assert {re.match(rf"#|\.\./|results\.csv$|{copy}", address) is not None for address in parsed.addresses()} == {True}
     for name in CORPUS:
         assert re.sub(r"\s+", " ", name).strip() in parsed.text, name
 
