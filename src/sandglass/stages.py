@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sandglass import slurm
+from sandglass import slurm, weights
 from sandglass.config import Params
 from sandglass.engine import heap
 from sandglass.engine.system import sampled
 from sandglass.errors import PERMANENT, Exit, Problem
-from sandglass.runs import RunFolder, read_json, sha256, write_atomic, write_json
+from sandglass.runs import RunFolder, read_json, sha256, write_atomic
 from sandglass.study import Run, plan
 
 Say = Callable[[str], None]
@@ -163,8 +163,8 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
         rows.append({"metric": "online_max_top1", "value": round(best * n) / n, "split": "val", "n": n})  # optimistic
     encoder = objective.judged(encoder)
     encoder.model.reset_classifier(0)
-    _export(folder, encoder, s)
-    _export_objective(folder, objective)
+    weights.save(folder.results, encoder, s)
+    weights.save_objective(folder.results, objective)
     _finish_training(folder, rows, task)
 
 
@@ -199,7 +199,7 @@ def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     if not _fit(run, folder, params, task, say):
         return
     _save_arrays(folder.results / "labelled.npz", index=np.asarray(index))
-    _export(folder, encoder, s)
+    weights.save(folder.results, encoder, s)
     scores, labels = scored(encoder, packed, "test", s["size"], device)
     _save_arrays(folder.results / "predictions.npz", **said(labels, scores.argmax(dim=1)))
     rows = accuracy_rows(scores, labels, "test") + (judge() if judge else [])
@@ -218,7 +218,7 @@ def _probe(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     encoder, pretrained = _encoder(folder, run, params, 0), None
     if s["init"] == "pretrained":
         pretrained = folder.root / "results" / "pretrain" / run.need("pretrain")
-        _load_weights(encoder, pretrained / "model.safetensors")
+        weights.load(encoder, pretrained / "model.safetensors")
     model = hashlib.sha256(json.dumps([s["backbone"], s["arguments"]]).encode()).hexdigest()[:8]
     subject = Subject(
         encoder,
@@ -251,13 +251,13 @@ def _attack(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     packed = _packed(folder, run)
     classes = len(read_json(packed / "info.json")["classes"])
     encoder = _encoder(folder, run, params, classes)
-    weights = folder.root / "results" / "finetune" / run.need("finetune") / "model.safetensors"
-    _load_weights(encoder, weights)
+    model_file = folder.root / "results" / "finetune" / run.need("finetune") / "model.safetensors"
+    weights.load(encoder, model_file)
     derived = _derived(params)
     folder.begin(**derived)
     began = time.monotonic()
     model, images, labels = under_attack(encoder, packed, s["size"], s["images"], _device(params))
-    kept = Kept(folder.state / "checkpoints", f"{sha256(weights)} on {derived['device']}")
+    kept = Kept(folder.state / "checkpoints", f"{sha256(model_file)} on {derived['device']}")
     rows, examples, predictions = ATTACKS.get(name)(model, images, labels, values, _seed(run), kept)
     _save_arrays(folder.results / "examples.npz", **examples)
     _save_arrays(folder.results / "predictions.npz", **predictions)
@@ -359,7 +359,7 @@ def _initialise(encoder: Any, run: Run, folder: RunFolder, seed: int) -> tuple[l
     if init == "scratch":
         return [], {}
     if init == "pretrained":
-        _load_weights(encoder, folder.root / "results" / "pretrain" / run.need("pretrain") / "model.safetensors")
+        weights.load(encoder, folder.root / "results" / "pretrain" / run.need("pretrain") / "model.safetensors")
         return [], {}
     if init != "stem-random":
         load_stem(
@@ -369,27 +369,6 @@ def _initialise(encoder: Any, run: Run, folder: RunFolder, seed: int) -> tuple[l
         return [], {"stem.": run.settings["train"]["stem_lr_scale"]}
     encoder.model.stem.requires_grad_(False)
     return [encoder.model.stem], {}
-
-
-def _load_weights(encoder: Any, file: Path) -> None:
-    """Load every weight of a file; only the classifier may be absent from it. Raises Problem B-350 (65)."""
-    from safetensors.torch import load_file
-
-    weights, own = load_file(file), encoder.model.state_dict()
-    head = {id(p) for p in encoder.model.get_classifier().parameters()}
-    optional = {name for name, p in encoder.model.named_parameters() if id(p) in head}
-    wrong = [f"{name} is missing" for name in own if name not in weights and name not in optional]
-    wrong += [f"{name} is not in the model" for name in weights if name not in own]
-    wrong += [
-        f"{k}: {tuple(w.shape)}, the model has {tuple(own[k].shape)}"
-        for k, w in weights.items()
-        if k in own and w.shape != own[k].shape
-    ]
-    if wrong:
-        raise Problem(
-            "B-350", Exit.CONTENT, f"{len(wrong)} weights do not fit", where=str(file), why="\n".join(wrong[:5])
-        )
-    encoder.model.load_state_dict(weights, strict=False)
 
 
 def _fit(run: Run, folder: RunFolder, params: Params, task: Any, say: Say) -> bool:
@@ -449,39 +428,6 @@ def _view_sheet(path: Path, task: Any) -> None:
     sheets = {f"view{i}": view for i, view in enumerate(views)}
     sheets["original"] = evaluation_view(images, sizes, task.size)
     _save_arrays(path, **{key: (value * 255).round().byte().cpu().numpy() for key, value in sheets.items()})
-
-
-def _export(folder: RunFolder, encoder: Any, settings: dict[str, Any]) -> None:
-    """model.safetensors and the config.json with which `timm.create_model('local-dir:FOLDER')` loads it."""
-    from safetensors.torch import save
-
-    model = encoder.model
-    config = {
-        "architecture": settings["backbone"],
-        "num_classes": model.num_classes,
-        "num_features": model.num_features,
-        "model_args": model.made_with,
-        "pretrained_cfg": {
-            "input_size": [3, settings["size"], settings["size"]],
-            "mean": encoder.mean.flatten().tolist(),
-            "std": encoder.std.flatten().tolist(),
-            "num_classes": model.num_classes,
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-        },
-    }
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomic(folder.results / "model.safetensors", save(weights))
-    write_json(folder.results / "config.json", config)
-
-
-def _export_objective(folder: RunFolder, objective: Any) -> None:
-    """objective.safetensors: what `assign` needs, of an objective that makes clusters."""
-    from safetensors.torch import save
-
-    state = objective.state_dict()
-    if kept := {name: state[name].cpu().contiguous() for name in state if name.startswith(objective.kept)}:
-        write_atomic(folder.results / "objective.safetensors", save(kept))
 
 
 def _finish_training(folder: RunFolder, rows: list[dict[str, Any]], task: Any) -> None:

@@ -6,7 +6,7 @@ import sys
 
 LAYERS = [  # a file may import from its own row and the rows above it
     {"errors", "registry", "config", "study", "slurm", "lease", "runs", "forecast", "watch", "__init__"},
-    {"data", "views", "backbones", "distributed"},
+    {"data", "views", "backbones", "distributed", "weights"},
     {"objectives", "auxiliary"},
     {"engine"},
     {"evaluate", "report"},
@@ -79,7 +79,7 @@ def test_a_job_starts_without_pytorchs_compiler_and_whoever_compiles_has_it():
 import importlib, pkgutil, sys
 import sandglass
 for module in pkgutil.walk_packages(sandglass.__path__, "sandglass."):
-    if module.name.split(".")[1] not in ("__main__", "tracking"):  # the command; MLflow, which is in no job
+    if module.name.split(".")[1] not in ("__main__", "bench", "tracking"):  # the command; lightly and MLflow: in no job
         importlib.import_module(module.name)
 import torch
 from sandglass.engine import optim
