@@ -29,7 +29,7 @@ def export(root: Path, runs: Iterable[Run], name: str, to: Path) -> None:
     """Write the new folder `to` with the model of the pretrain or finetune run `name` and its README.md.
 
     Of `runs`, the finished ones that judge this model give the card its numbers. Raises Problem: C-130 (78) no such
-    run; R-111 (66) it is not done, or not whole; R-112 (73) `to` is there.
+    run; R-130 (66) it is not done, or not whole; R-131 (73) `to` is there.
     """
     planned = list(runs)
     ours = {run.name: run for run in planned if run.stage in ("pretrain", "finetune")}
@@ -39,10 +39,10 @@ def export(root: Path, runs: Iterable[Run], name: str, to: Path) -> None:
     folder = RunFolder(root, run)
     if not folder.done(deep=True):
         what = f"{run.key} is not done, or not whole"
-        raise Problem("R-111", Exit.MISSING, what, fix=f"sandglass {run.stage} {name}")
+        raise Problem("R-130", Exit.MISSING, what, fix=f"sandglass {run.stage} {name}")
     if to.exists():
         what = f"{to} is there already"
-        raise Problem("R-112", Exit.CANNOT_WRITE, what, fix="name a new folder", kept="nothing changed")
+        raise Problem("R-131", Exit.CANNOT_WRITE, what, fix="name a new folder", kept="nothing changed")
     judges = [other for other in planned if run.key in other.needs and other.stage in ("probe", "finetune", "attack")]
     done = [RunFolder(root, other) for other in judges if RunFolder(root, other).done()]
     to.parent.mkdir(parents=True, exist_ok=True)

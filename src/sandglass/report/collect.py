@@ -86,14 +86,14 @@ def history(folder: Path) -> pd.DataFrame:
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, without pickles; {} if there is none. Raises Problem R-113 (65) if it is damaged."""
+    """The arrays of an .npz file, without pickles; {} if there is none. Raises Problem R-116 (65) if it is damaged."""
     if not path.is_file():
         return {}
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise _damaged("R-113", f"{path} cannot be read", str(error), path.parent) from None
+        raise _damaged("R-116", f"{path} cannot be read", str(error), path.parent) from None
 
 
 class _Run:

@@ -126,8 +126,8 @@ def spoil(file: Path, **arrays: Any) -> None:
 @pytest.mark.parametrize(
     "damage, id",
     [
-        (lambda file: file.write_bytes(file.read_bytes()[:-40]), "R-113"),
-        (lambda file: file.write_bytes(b""), "R-113"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-40]), "R-116"),
+        (lambda file: file.write_bytes(b""), "R-116"),
         (lambda file: spoil(file, attacked=None), "R-114"),
         (lambda file: spoil(file, epsilons=[2.0]), "R-114"),
         (lambda file: spoil(file, attacked=[[0, 0, 0, 0]]), "R-114"),
