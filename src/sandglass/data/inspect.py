@@ -53,12 +53,14 @@ def inspect(source: Path) -> dict[str, Any]:
 
 
 def _inspect(source: Path, root: Path) -> dict[str, Any]:
-    layout = next((f for f, mark in MARKS.items() if any(_marked(root, mark))), "folder")
+    lying = _as_they_lie(root)
+    in_one_folder = "images" if lying.classes == ["."] else "folder"
+    layout = next((f for f, mark in MARKS.items() if any(_marked(root, mark))), in_one_folder)
     refusal: Problem | None = None
     try:
         contents = read(Entry(name=source.name, format=layout, about=""), root)
     except Problem as problem:
-        refusal, contents = problem, _as_they_lie(root)
+        refusal, contents = problem, lying
     seen = _Seen(contents)
     try:
         packing = _refused(refusal) if refusal else _packing(contents, seen)
@@ -107,7 +109,8 @@ class _Seen:
         self.sizes: list[tuple[int, int]] = []  # width, height
         self.broken: list[dict[str, str]] = []
         self.copies: defaultdict[bytes, list[tuple[str, int]]] = defaultdict(list)  # sha256 of pixels: split, row
-        self.darkest, self.brightest = np.full(3, 255), np.zeros(3)  # of the training images, by channel
+        self.measured = "train" if "train" in self.parts else "unlabelled"  # as packing measures mean and deviation
+        self.darkest, self.brightest = np.full(3, 255), np.zeros(3)  # of those images, by channel
         every = [(split, row) for split, part in self.parts.items() for row in range(len(part.labels))]
         console = Console(stderr=True)
         for split, row in track(every, "decoding", console=console, transient=True, disable=not sys.stderr.isatty()):
@@ -122,7 +125,7 @@ class _Seen:
             return
         self.sizes.append((image.shape[1], image.shape[0]))
         self.copies[sha256(repr(image.shape).encode() + image.tobytes()).digest()].append((split, row))
-        if split == "train":
+        if split == self.measured:
             self.darkest = np.minimum(self.darkest, image.min(axis=(0, 1)))
             self.brightest = np.maximum(self.brightest, image.max(axis=(0, 1)))
 
@@ -149,7 +152,8 @@ def _packing(contents: Contents, seen: _Seen) -> dict[str, Any]:
     """What becomes of it with the settings of `data:` as they come. Raises the Problem with which packing refuses."""
     counts = {split: len(part.labels) for split, part in contents.parts.items()}
     fraction = Data().val_fraction
-    if "val" not in counts:
+    cut = "val" not in counts and "train" in counts
+    if cut:
         train, val = stratified_cut(contents.parts["train"].labels, fraction, seed=0)
         counts |= {"train": len(train), "val": len(val)}
     total, broken, leaked = sum(counts.values()), len(seen.broken), seen.leaked()
@@ -160,10 +164,10 @@ def _packing(contents: Contents, seen: _Seen) -> dict[str, Any]:
         raise Problem("D-104", Exit.CONTENT, what, fix=f"mend or remove them{fix}")
     if (seen.darkest == seen.brightest).any():
         raise Problem("D-109", Exit.CONTENT, "the training images have no contrast")
-    if leaked > MAX_LEAKED * counts["test"]:
+    if leaked > MAX_LEAKED * counts.get("test", 0):
         what = f"{leaked:,} of {counts['test']:,} test images are training images too"
         raise Problem("D-110", Exit.CONTENT, what, fix="split the images anew: each in one split only")
-    rule = "" if "val" in contents.parts else f"val is {fraction:.0%} of each class of train (data.val_fraction)"
+    rule = "" if not cut else f"val is {fraction:.0%} of each class of train (data.val_fraction)"
     return {"counts": counts, "bytes": sum(3 * w * h for w, h in seen.sizes), "rule": rule}
 
 
@@ -196,7 +200,9 @@ def _params(source: Path, layout: str, side: int) -> list[str]:
     if side > 256:
         data = {"store_size": 256} | data  # of photographs: a quarter of the bytes and more, and as good at 224 px
     study = {"data": name, "size": size, "backbone": "hourglass_tiny", "seeds": [0, 1, 2]}
-    study |= {"pretrain": {"objective": "byol"}, "probe": {"probe": ["knn", "linear"]}}
+    study |= {"pretrain": {"objective": "byol"}}
+    if layout != "images":
+        study |= {"probe": {"probe": ["knn", "linear"]}}
     return [f"study: {name}", f"data: {_flow(data)}", "studies:", f"  {name}: {_flow(study)}"]
 
 
@@ -209,7 +215,7 @@ def _flow(value: Any) -> str:
 
 def show(facts: dict[str, Any]) -> str:
     """The facts on one screen."""
-    some = next(iter(facts["classes"].values()))
+    some = max(facts["classes"].values(), key=len)
     folders = "folders" if "unsorted" in facts["images"] else "classes"
     total = sum(facts["images"].values())
     lines = [f"{facts['source']}: {total:,} images of {len(some)} {folders}, layout {facts['layout']}"]

@@ -161,7 +161,32 @@ def test_nothing_and_no_images(tmp_path: Path) -> None:
         inspect(tmp_path / "absent")
     assert caught.value.exit == Exit.MISSING
     (tmp_path / "empty").mkdir()
+    facts = inspect(tmp_path / "empty")
+    assert facts["packing"]["refused"]["id"] == "D-107" and "0 classes" in show(facts)
     os.mkfifo(tmp_path / "empty/pipe.png")  # opening it would wait for ever
     facts = inspect(tmp_path / "empty")
     assert facts["sizes"] == {} and facts["broken"][0]["reason"] == "not a regular file"
-    assert facts["packing"]["refused"]["id"] == "D-107" and "0 classes" in show(facts)
+    assert facts["packing"]["refused"]["id"] == "D-104"
+
+
+def test_pictures_without_class_folders_are_known_as_unlabelled(tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / f"heap/{i}.png", 40, 40)
+    facts = inspect(tmp_path / "heap")
+    assert facts["layout"] == "images" and facts["images"] == {"unlabelled": 3} and facts["unlabelled"] == 3
+    assert facts["packing"]["counts"] == {"unlabelled": 3} and facts["packing"]["rule"] == ""
+    (tmp_path / "params.yaml").write_text("\n".join(facts["params"]))
+    stages = [run.stage for run in plan(load(tmp_path / "params.yaml"), "heap")]
+    assert set(stages) == {"data", "pretrain", "report"}, "nothing that needs labels is proposed"
+
+
+def test_pictures_beside_class_folders_are_counted_and_not_guessed_about(tmp_path: Path) -> None:
+    root = birds(tmp_path / "some", splits=("unlabelled",))
+    for name in ("heron", "owl"):
+        for i in range(20):
+            picture(root / name / f"{i}.png")
+    facts = inspect(root)
+    assert facts["unlabelled"] == 8 and facts["layout"] == "folder" and "refused" not in facts["packing"]
+    picture(root / "loose.png")
+    refused = inspect(root)["packing"]["refused"]
+    assert refused["id"] == "D-105" and "unlabelled" in refused["fix"]

@@ -26,7 +26,7 @@ def digits() -> FeatureSet:
 
 
 def probe(features: FeatureSet, labels: float = 1.0, **overrides: Any) -> dict[str, float]:
-    subject = SimpleNamespace(features=features, labels=labels)
+    subject = SimpleNamespace(features=features, labels=labels, answers={})
     rows = knn.run(subject, resolve(PROBES, "knn", overrides), seed=0)
     return {("val_" if row["split"] == "val" else "") + row["metric"]: row["value"] for row in rows}
 

@@ -27,7 +27,7 @@ def digits() -> FeatureSet:
 
 
 def probe(features: FeatureSet, **overrides: Any) -> dict[str, float]:
-    rows = linear.run(SimpleNamespace(features=features), resolve(PROBES, "linear", overrides), seed=0)
+    rows = linear.run(SimpleNamespace(features=features, answers={}), resolve(PROBES, "linear", overrides), seed=0)
     return {("val_" if row["split"] == "val" else "") + row["metric"]: row["value"] for row in rows}
 
 

@@ -133,8 +133,8 @@ def test_history_and_arrays(study: Any, tmp_path: Path) -> None:
     np.savez(tmp_path / "pickle.npz", a=np.array([object()]))
     for id, read in (
         ("R-112", lambda: history(tmp_path)),
-        ("R-113", lambda: arrays(tmp_path / "torn.npz")),
-        ("R-113", lambda: arrays(tmp_path / "pickle.npz")),
+        ("R-116", lambda: arrays(tmp_path / "torn.npz")),
+        ("R-116", lambda: arrays(tmp_path / "pickle.npz")),
     ):
         with pytest.raises(Problem) as problem:
             read()
