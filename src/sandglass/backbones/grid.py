@@ -48,7 +48,7 @@ class Encoder(nn.Module):
 
     def __init__(self, model: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.layout = torch.channels_last if _convolves(model) else torch.contiguous_format
+        self.layout = torch.channels_last if _convolves(model) and _safely(model) else torch.contiguous_format
         self.model, self.size = model.to(memory_format=self.layout), size
         device = next(model.parameters()).device
         for name, values in (("mean", mean), ("std", std)):
@@ -148,6 +148,13 @@ def _convolves(model: nn.Module) -> bool:
     """Whether most of its weights are those of convolutions. Attention does not care how a map lies in memory."""
     convolutions = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d)]
     return 2 * sum(convolutions) > sum(p.numel() for p in model.parameters())
+
+
+def _safely(model: nn.Module) -> bool:
+    """Not with strided 1x1 convolutions of fewer than 16 channels: with channels last, oneDNN writes beyond its memory
+    when it differentiates them (uxlfoundation/oneDNN#6035)."""
+    strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1]
+    return all(m.in_channels // m.groups >= 16 for m in strided)
 
 
 def _as_grid(model: Any, raw: Any, aspect: float) -> Tensor:

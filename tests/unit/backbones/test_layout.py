@@ -34,6 +34,12 @@ def test_maps_follow_and_say_what_they_said(name):
     torch.testing.assert_close(encoder.logits(last), encoder.logits(first), rtol=1e-10, atol=1e-12)
 
 
+def test_a_narrow_network_is_kept_from_a_fault_of_the_library():
+    narrow = build("resnet18", 64, 10, MEAN, STD, {"channels": [8, 16, 32, 64]})
+    assert narrow.layout == torch.contiguous_format
+    assert build("resnet18", 64, 10, MEAN, STD, {"channels": [16, 32, 48, 64]}).layout == torch.channels_last
+
+
 def test_loaded_weights_lie_as_the_models_own():
     encoder = build("toy", 32, 10, MEAN, STD)
     saved = {name: value.contiguous() for name, value in encoder.model.state_dict().items()}
