@@ -69,6 +69,8 @@ def test_the_rest_is_packed_trained_on_and_reported(walked, repo):
     assert next(text for command, text in ran if command == "sandglass status").count("done") == 4
     report = (place / "results" / "report" / "photos" / "index.html").read_text()
     assert "unlabelled 39" in report and "3 seeds" in report and "church" in report
+    card = (place.parent / "photos-model" / "README.md").read_text()
+    assert "65 train" in card and "Wilson" in card
     assert len(list((place.parent / "photos").rglob("*.jpg"))) == 128, "nothing but what was set aside has gone"
 
 
