@@ -1,8 +1,4 @@
-"""params.yaml -> frozen, strict settings. Every mistake is reported with its line and the nearest right word.
-
-YAML is read by the rules a person expects: `1e-4` is a number, only `true` and `false` are booleans, and what YAML 1.1
-would turn into something else without a word (`NO`, `010`, `12:30:45`, a date, a repeated key, an alias) is an error.
-"""
+"""params.yaml -> frozen, strict settings. Every mistake is reported with its line and the nearest right word."""
 
 from __future__ import annotations
 
@@ -11,14 +7,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sandglass.errors import Exit, Problem, did_you_mean
 from sandglass.registry import Register, default
-
-Path_ = tuple[str | int, ...]
-Lines = dict[Path_, int]
+from sandglass.strict_yaml import Lines, Path_, read
 
 # --------------------------------------------------------------------------------------------- settings
 
@@ -30,14 +23,21 @@ class Strict(BaseModel):
 
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$"
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+def _without_password(source: str) -> str:
+    if re.match(r"[A-Za-z][\w+.-]*://[^/]*@", source):
+        raise ValueError("has a password; runs and reports repeat their settings: fetch the file and name its path")
+    return source
 
 
 class OwnSet(Strict):
     """A data set of the user's own."""
 
     format: Literal["folder", "images", "cifar10", "cifar100", "stl10", "imagenette", "nabirds"]
-    source: str  # a folder or an archive: path or URL
+    source: Annotated[str, AfterValidator(_without_password)]  # a folder or an archive: path or URL
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     licence: str = "not stated"
 
@@ -46,7 +46,9 @@ class Data(Strict):
     """Where data comes from and how it is packed."""
 
     root: str = "data"  # archives are kept in <root>/raw
-    mirror: str | None = None  # folder or URL searched before the official address
+    mirror: Annotated[str, AfterValidator(_without_password)] | None = (
+        None  # folder or URL searched before the official address
+    )
     store_size: Annotated[int, Field(ge=8, le=2048)] | None = None  # px of the shorter side; null: as it comes
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of the training split, cut by recorded indices
     on_bad_image: Literal["error", "skip"] = "error"
@@ -211,11 +213,7 @@ def load(path: Path) -> Params:
 
     Raises Problem: C-101 (66) no such file; C-1xx (78) anything wrong in it, all mistakes on one screen with lines.
     """
-    if not path.is_file():
-        raise Problem("C-101", Exit.MISSING, f"no {path}", fix="run from the repository's root, or give --params FILE")
-    if path.stat().st_size > 1_000_000:
-        raise Problem("C-102", Exit.CONFIG, f"{path} is larger than 1 MB", why="a settings file this long is a mistake")
-    tree, lines = parse(path.read_text(encoding="utf-8"), str(path))
+    tree, lines = read(path)
     found = _model_problems(Params, tree, (), str(path), lines)
     if not found:
         found = [*_study_problems(tree, str(path), lines)]
@@ -280,10 +278,14 @@ def _unfit(row: Any, value: Any) -> str:
         )
     if isinstance(row, tuple) and len(row) == 3 and number and not row[1] <= value <= row[2]:
         return f"is outside {row[1]:g} .. {row[2]:g}"
+    if isinstance(first, list):
+        one = (first[0] * 1.0, *row[1:]) if isinstance(row, tuple) else first[0] * 1.0
+        return next(
+            (f"holds {item!r}, which {wrong}" for item in value if (wrong := _unfit(one, item))),
+            "" if value else "is empty",
+        )
     if isinstance(row, tuple) and len(row) == 2 and value not in row[1]:
         return f"is not one of {', '.join(map(str, sorted(row[1])))}"
-    if isinstance(first, list) and first and any(_unfit(first[0] * 1.0, item) for item in value):
-        return "holds something that is not a number"
     return ""
 
 
@@ -306,7 +308,13 @@ def _tell(error: Any, model: type[BaseModel], at: Path_, file: str, lines: Lines
         return f"{place}unknown key {name}; {did_you_mean(error['loc'][-1], _fields(model, error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"{place}{name} is missing"
+    if error["type"] == "value_error" and "password" in error["msg"]:
+        return f"{place}{name} {error['ctx']['error']}"  # without repeating it here
     text = error["msg"].replace("Input should be", "should be").replace("String should", "should")
+    if error["type"] == "too_short":
+        text = "should hold at least one"
+    elif error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == NAME:
+        text = "should be letters, digits and _ . + -, at most 80, the first a letter or digit"
     return f"{place}{name}: {error['input']!r} {text}"
 
 
@@ -400,78 +408,3 @@ def _settings_of(shelves: dict[str, Register], name: str) -> list[str]:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-# --------------------------------------------------------------------------------------------- YAML
-
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*)?(\.\d*)?([eE][-+]?\d+)?")
-_SURPRISES = {  # pattern of an unquoted word -> what YAML 1.1 would make of it
-    re.compile(r"(y|Y|yes|Yes|YES|n|N|no|No|NO|on|On|ON|off|Off|OFF)"): "true or false",
-    re.compile(r"[-+]?0\d+"): "an octal number",
-    re.compile(r"[-+]?\d+(:[0-5]?\d)+(\.\d*)?"): "a number in base 60",
-    re.compile(r"\d{4}-\d\d?-\d\d?.*"): "a date",
-    re.compile(r"[-+]?0[xXbBoO][0-9a-fA-F_]+"): "a number in another base",
-    re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"): "infinity or not-a-number",
-}
-
-
-def parse(text: str, file: str) -> tuple[Any, Lines]:
-    """YAML text -> plain Python values and the line of every value. Raises Problem C-103 (78)."""
-
-    def wrong(node: Any, what: str, fix: str = "") -> Problem:
-        mark = getattr(node, "start_mark", None) or node
-        return Problem("C-103", Exit.CONFIG, what, where=f"{file}:{mark.line + 1}:{mark.column + 1}", fix=fix)
-
-    lines: Lines = {}
-
-    def build(node: yaml.Node, at: Path_) -> Any:
-        lines[at] = node.start_mark.line + 1
-        if node.tag.startswith("tag:yaml.org,2002:python") or node.tag.startswith("!"):
-            raise wrong(node, f"tag {node.tag} is not allowed in settings")
-        if isinstance(node, yaml.MappingNode):
-            table: dict[str, Any] = {}
-            first: dict[str, int] = {}
-            for key_node, value_node in node.value:
-                key = build(key_node, (*at, "?"))
-                if not isinstance(key, str):
-                    raise wrong(key_node, f"key {key_node.value!r} is not text", fix=f'write "{key_node.value}"')
-                if key in table:
-                    raise wrong(
-                        key_node, f"key '{key}' twice", fix=f"it is already on line {first[key]}; keep one of them"
-                    )
-                first[key] = key_node.start_mark.line + 1
-                table[key] = build(value_node, (*at, key))
-                lines[(*at, key)] = first[key]
-            return table
-        if isinstance(node, yaml.SequenceNode):
-            return [build(item, (*at, i)) for i, item in enumerate(node.value)]
-        assert isinstance(node, yaml.ScalarNode)
-        word = node.value
-        if node.style in ("'", '"', "|", ">"):
-            return word
-        if word in ("", "null", "~"):
-            return None
-        if word in ("true", "false"):
-            return word == "true"
-        for pattern, reading in _SURPRISES.items():
-            if pattern.fullmatch(word):
-                raise wrong(node, f"{word!r} would be read as {reading}", fix=f'write "{word}" if text is meant')
-        if re.search(r"\d", word) and _NUMBER.fullmatch(word):
-            return int(word) if re.fullmatch(r"[-+]?\d[\d_]*", word) else float(word)
-        return word
-
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise wrong(event, "aliases (*name) are not allowed in settings", fix="write the value out")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        shown = text.splitlines()[line - 1].rstrip() if mark and mark.line < len(text.splitlines()) else ""
-        raise Problem(
-            "C-103", Exit.CONFIG, f"not valid YAML: {error.problem}", where=f"{file}:{line}: {shown}"
-        ) from None
-    if not isinstance(node, yaml.MappingNode):
-        raise Problem("C-103", Exit.CONFIG, f"{file} does not hold keys and values", where=f"{file}:1")
-    return build(node, ()), lines

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 LAYERS = [  # a file may import from its own row and the rows above it
-    {"errors", "registry", "config", "study", "slurm", "lease", "runs", "forecast", "watch", "__init__"},
+    {"errors", "registry", "strict_yaml", "config", "study", "slurm", "lease", "runs", "forecast", "watch", "__init__"},
     {"data", "views", "backbones", "distributed", "weights"},
     {"objectives", "auxiliary"},
     {"engine"},

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from sandglass import stages
-from sandglass.config import load, parse
+from sandglass.config import load
 from sandglass.report.thesis import MODELS
+from sandglass.strict_yaml import parse
 from sandglass.study import plan
 
 NARROW = {

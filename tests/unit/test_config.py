@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sandglass.config import load, parse, resolve
+from sandglass.config import load, resolve
 from sandglass.errors import Exit, Problem
 from sandglass.registry import Register
+from sandglass.strict_yaml import parse
 
 SMALL = """\
 study: tiny
@@ -112,7 +113,7 @@ def test_values_out_of_range_are_refused(tmp_path, section, hint):
         ("objective: byol", "objective: boyl", "did you mean byol?"),
         ("epochs: 1", "epochs: [1, 0]", "greater than or equal to 1"),
         ("epochs: 1", "epoch: 1", "did you mean epochs"),
-        ("seeds: [0]", "seeds: []", "at least 1 item"),
+        ("seeds: [0]", "seeds: []", "at least one"),
         ("seeds: [0]", "seeds: [1, 1]", "repeated seeds"),
         ("seeds: [0]", "seeds: [-1]", "greater than or equal to 0"),
         ("study: tiny", "study: tinny", "did you mean tiny?"),

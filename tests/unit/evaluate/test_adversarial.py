@@ -225,8 +225,8 @@ def test_what_would_make_the_number_meaningless_is_refused() -> None:
     broken = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
     nn.init.constant_(broken[1].weight, torch.nan)
     refused: list[tuple[str, Any, Tensor, dict[str, Any]]] = [
-        ("E-110", model, images, {"epsilons": [-1.0]}),
-        ("E-110", model, images, {"epsilons": []}),
+        ("C-111", model, images, {"epsilons": [-1.0]}),
+        ("C-111", model, images, {"epsilons": []}),
         ("E-111", model, images * 255, {}),
         ("E-111", model, images - 0.5, {}),
         ("E-111", model, images[:0], {}),

@@ -103,14 +103,10 @@ def run(
     (robust / clean), robust_cross_entropy in nats. For all together: robust_area, the mean of robust_top1 between the
     least and the largest epsilon (trapezoids); zero_gradient_share, of the entries of the gradient, and
     zero_gradient_images, of images where all are zero: near 1, a gradient attack proves nothing.
-    Raises Problem E-110 for a bad epsilon, E-111 for images that are not in [0,1], E-112 for normalised space without
+    Raises Problem E-111 for images that are not in [0,1], E-112 for normalised space without
     `model.std`, E-113 .. E-115 for a model that cannot be attacked as it is.
     """
     epsilons, kept, n = sorted(set(map(float, settings["epsilons"]))), kept or Kept(), len(images)
-    if not epsilons or epsilons[0] < 0:
-        raise Problem(
-            "E-110", Exit.CONFIG, f"attacks.{name}.epsilons: {epsilons}", fix="numbers of 1/255, none below 0"
-        )
     unit = _unit(model, settings.get("space", "pixel")).to(images.device)
     drawn = sorted({row * n // DRAWN for row in range(DRAWN)})
     clean: list[Part] = []

@@ -26,11 +26,11 @@ ABOUT = {
 
 SETTINGS = {
     "autoattack": {
-        "epsilons": [0.0, 0.5, 1.0, 2.0],  # in 1/255; untrained for it, models have nothing left above
+        "epsilons": ([0.0, 0.5, 1.0, 2.0], 0.0, 255.0),  # in 1/255; untrained for it, models have nothing left above
         "iterations": (100, 1, 10000),  # of APGD and FAB
         "queries": (5000, 1, 1000000),  # of Square
     },
-    "autoattack_l2": {"like": "autoattack", "epsilons": [0.0, 25.5, 63.75, 127.5]},
+    "autoattack_l2": {"like": "autoattack", "epsilons": ([0.0, 25.5, 63.75, 127.5], 0.0, 1e5)},
 }
 
 NORMS = {"linf": "Linf", "l2": "L2"}

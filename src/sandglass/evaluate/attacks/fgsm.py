@@ -24,11 +24,11 @@ ABOUT = {
 
 SETTINGS = {
     "fgsm": {
-        "epsilons": [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0],  # in 1/255
+        "epsilons": ([0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0], 0.0, 255.0),  # in 1/255
         "space": ("pixel", {"pixel", "normalised"}),  # normalised: epsilon is of what the network sees, pixels / std
         "clip": True,  # to [0, 1], as an image file would
     },
-    "fgsm_l2": {"like": "fgsm", "epsilons": [0.0, 25.5, 63.75, 127.5]},  # 0.1, 0.25, 0.5 of the pixel range
+    "fgsm_l2": {"like": "fgsm", "epsilons": ([0.0, 25.5, 63.75, 127.5], 0.0, 1e5)},  # 0.1, 0.25, 0.5 of the pixel range
 }
 
 PRESETS = {

@@ -27,7 +27,7 @@ from sandglass.evaluate.attacks.signs import SIGNS
 PAPER = "arXiv 1902.06705, 1802.00420, 2010.09670"
 
 SETTINGS = {
-    "epsilons": [1.0, 2.0, 4.0, 8.0],  # in 1/255, above 0
+    "epsilons": ([1.0, 2.0, 4.0, 8.0], 0.001, 255.0),  # in 1/255, above 0
     "steps": (20, 1, 10000),  # of PGD
     "restarts": (5, 1, 1000),
     "queries": (1000, 1, 1000000),  # of Square, for each image

@@ -36,7 +36,7 @@ ABOUT = {
 
 SETTINGS = {
     "pgd": {
-        "epsilons": [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0],  # in 1/255
+        "epsilons": ([0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0], 0.0, 255.0),  # in 1/255
         "space": ("pixel", {"pixel", "normalised"}),
         "clip": True,
         "steps": (20, 1, 10000),  # T
@@ -45,7 +45,7 @@ SETTINGS = {
         "random_start": True,  # without it there is one start, and so no restarts
         "restarts": (5, 1, 1000),  # with each loss
     },
-    "pgd_l2": {"like": "pgd", "epsilons": [0.0, 25.5, 63.75, 127.5]},
+    "pgd_l2": {"like": "pgd", "epsilons": ([0.0, 25.5, 63.75, 127.5], 0.0, 1e5)},
 }
 
 PRESETS = {

@@ -22,7 +22,7 @@ from sandglass.evaluate.attacks._kept import Kept
 PAPER = "arXiv 1912.00049"
 
 SETTINGS = {
-    "epsilons": [0.0, 1.0, 2.0, 4.0, 8.0],  # in 1/255
+    "epsilons": ([0.0, 1.0, 2.0, 4.0, 8.0], 0.0, 255.0),  # in 1/255
     "space": ("pixel", {"pixel", "normalised"}),
     "clip": True,
     "queries": (1000, 1, 1000000),  # for each image
