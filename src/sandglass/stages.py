@@ -348,8 +348,6 @@ def _encoder(folder: RunFolder, run: Run, params: Params, classes: int) -> Any:
 
 def _initialise(encoder: Any, run: Run, folder: RunFolder, seed: int) -> tuple[list[Any], dict[str, float]]:
     """Weights before finetuning. Returns the modules to keep frozen and the learning-rate factors by name prefix."""
-    from safetensors.torch import load_file
-
     from sandglass.backbones.hourglass import load_stem
 
     init = run.settings["init"]
@@ -363,7 +361,8 @@ def _initialise(encoder: Any, run: Run, folder: RunFolder, seed: int) -> tuple[l
         return [], {}
     if init != "stem-random":
         load_stem(
-            encoder.model, load_file(folder.root / "results" / "pretrain" / run.need("pretrain") / "model.safetensors")
+            encoder.model,
+            weights.read(folder.root / "results" / "pretrain" / run.need("pretrain") / "model.safetensors"),
         )
     if init == "stem-tuned":
         return [], {"stem.": run.settings["train"]["stem_lr_scale"]}

@@ -95,7 +95,7 @@ def parse(text: str, file: str) -> tuple[Any, Lines]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        shown = text.splitlines()[line - 1].rstrip() if mark and mark.line < len(text.splitlines()) else ""
+        shown = text.splitlines()[line - 1].rstrip()[:100] if mark and mark.line < len(text.splitlines()) else ""
         raise Problem(
             "C-103", Exit.CONFIG, f"not valid YAML: {error.problem}", where=f"{file}:{line}: {shown}"
         ) from None

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from sandglass.errors import Exit, Problem
-from sandglass.runs import write_atomic, write_json
+from sandglass.runs import read_json, sha256, write_atomic, write_json
 
 
 def load(encoder: Any, file: Path) -> None:
-    """Load every weight of a file; only the classifier may be absent from it. Raises Problem B-350 (65)."""
-    from safetensors.torch import load_file
+    """Load every weight of a run's file; only the classifier may be absent from it.
 
-    weights, own = load_file(file), encoder.model.state_dict()
+    Raises Problem B-350 (65) if they are another model's; B-351 (65) if the file is not the one that the run wrote.
+    """
+    weights, own = read(file), encoder.model.state_dict()
     head = {id(p) for p in encoder.model.get_classifier().parameters()}
     optional = {name for name, p in encoder.model.named_parameters() if id(p) in head}
     wrong = [f"{name} is missing" for name in own if name not in weights and name not in optional]
@@ -28,6 +29,23 @@ def load(encoder: Any, file: Path) -> None:
             "B-350", Exit.CONTENT, f"{len(wrong)} weights do not fit", where=str(file), why="\n".join(wrong[:5])
         )
     encoder.model.load_state_dict(weights, strict=False)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The tensors in a run's file, by name. Raises Problem B-351 (65) if its sha256 is not the one in result.json."""
+    from safetensors.torch import load_file
+
+    if sha256(file) != read_json(file.parent / "result.json")["files"][file.name]["sha256"]:
+        raise Problem(
+            "B-351",
+            Exit.CONTENT,
+            f"{file.name} is not what its run wrote",
+            where=str(file),
+            why=f"its {file.stat().st_size:,} bytes have another sha256 than result.json says",
+            fix=f"`dvc checkout` brings recorded results back; or remove {file.parent} and run it again",
+            kept="everything; nothing was loaded",
+        )
+    return load_file(file)
 
 
 def save(folder: Path, encoder: Any, settings: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """`snakemake --report` shows every run in the table of its stage, with captions, and needs no network.
 
-The page of the study is in it, and is an output for that reason: one that is replaced, and never removed first.
+The page of the study is in it, though no run of the workflow has it as an output: all settings of a study share it.
 """
 
 import json

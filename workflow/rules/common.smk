@@ -2,6 +2,7 @@
 # decide by being there, never by file times.
 
 import os
+import sys
 from pathlib import Path
 
 from sandglass import driver
@@ -71,6 +72,15 @@ def shown(stage):
 
     file = f"results/{stage}/{{run}}/result.json"
     return report(file, caption=f"../report/{stage}.rst", category=CATEGORIES[stage], labels=labels)
+
+
+def page_to_view():
+    """The page, for `snakemake --report` alone. All settings of a study share it: as an output of every workflow it would be
+    out of date, by its record of inputs, whenever older results come back."""
+    if not any(word.startswith("--report") for word in sys.argv):
+        return []
+    file = f"results/{REPORT.folder}/index.html"
+    return [report(file, caption="../report/page.rst", category="Report", labels={"what": "the page"})]
 
 
 def attempt(wildcards, attempt):

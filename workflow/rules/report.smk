@@ -3,12 +3,7 @@ rule report:
         [ancient(f"results/{RUNS[key].result}") for key in REPORT.needs],
     output:
         f"results/{REPORT.result}",
-        page=report(
-            update(f"results/{REPORT.folder}/index.html"),  # a page is replaced, not removed first
-            caption="../report/page.rst",
-            category="Report",
-            labels={"what": "the page"},
-        ),
+        *page_to_view(),
     params:
         run=REPORT.name,
         about=SETTINGS.studies[STUDY].about,

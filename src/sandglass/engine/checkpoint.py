@@ -20,7 +20,7 @@ def save(folder: Path, step: int, state: dict[str, Any], **facts: Any) -> None:
     torch.save(state, buffer)
     file = folder / f"step-{step:08d}.pt"
     write_atomic(file, buffer.getvalue())
-    entry = {"file": file.name, "step": step, "sha256": sha256(file), **facts}
+    entry = {"file": file.name, "step": step, "run": folder.parent.name, "sha256": sha256(file), **facts}
     entries = [entry, *(e for e in _entries(folder) if e["file"] != file.name)][:KEPT]
     write_json(folder / "manifest.json", entries)
     for old in folder.glob("step-*.pt"):
@@ -31,9 +31,20 @@ def save(folder: Path, step: int, state: dict[str, Any], **facts: Any) -> None:
 def newest(folder: Path) -> dict[str, Any] | None:
     """The manifest entry of the newest checkpoint that is whole; None if there is none yet.
 
-    Raises Problem T-120 (65) when there were checkpoints and none of them is whole.
+    Raises Problem T-120 (65) when there were checkpoints and none of them is whole; T-121 (77) when they were copied
+    here from another run.
     """
     entries = _entries(folder)
+    if others := sorted({entry["run"] for entry in entries} - {folder.parent.name}):
+        raise Problem(
+            "T-121",
+            Exit.REFUSED,
+            f"these checkpoints are of another run: {', '.join(others)}",
+            where=str(folder),
+            why="to go on from them would give a result under the wrong name",
+            fix=f"remove {folder} to start this run anew",
+            kept="everything",
+        )
     for entry in entries:
         file = folder / entry["file"]
         if file.is_file() and sha256(file) == entry["sha256"]:

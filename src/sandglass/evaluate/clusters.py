@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 
+from sandglass import weights
 from sandglass.errors import Exit, Problem
 from sandglass.evaluate.features import Row, Subject, plain_float32, share_row
 from sandglass.objectives import OBJECTIVES
@@ -65,12 +65,12 @@ def left_by(subject: Subject) -> Objective:
         raise Problem("E-130", Exit.CONFIG, what, where=str(subject.pretrained or "random weights"), fix=fix)
     (name, values), *_ = read_json(file.parent / "run.json")["settings"]["objective"].items()
     objective: Objective = OBJECTIVES.get(name)(subject.encoder, values, subject.features.classes)
-    weights, own = load_file(file), objective.state_dict()
+    kept, own = weights.read(file), objective.state_dict()
     wanted = {key: own[key].shape for key in own if key.startswith(objective.kept)}
-    if wanted != {key: value.shape for key, value in weights.items()}:
+    if wanted != {key: value.shape for key, value in kept.items()}:
         what = f"the weights are not those of {name} as it was set"
         raise Problem("E-131", Exit.CONTENT, what, where=str(file), fix=f"remove {file.parent} and run again")
-    objective.load_state_dict(weights, strict=False)
+    objective.load_state_dict(kept, strict=False)
     return objective.to(subject.device).eval()
 
 

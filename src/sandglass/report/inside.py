@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -26,6 +25,7 @@ from sandglass.report import figures
 from sandglass.report.parts import Gallery, Picture
 from sandglass.runs import read_json
 from sandglass.views.recipes import evaluation_view
+from sandglass.weights import read
 
 IMAGES = 4
 
@@ -62,7 +62,7 @@ def gallery(folder: Path, packed: Path) -> Gallery | None:
     about, size = config["pretrained_cfg"], settings["size"]
     arguments, classes = settings["arguments"], config["num_classes"]
     encoder = build(config["architecture"], size, classes, about["mean"], about["std"], arguments)
-    encoder.model.load_state_dict(load_file(folder / "model.safetensors"))
+    encoder.model.load_state_dict(read(folder / "model.safetensors"))
     images = _images(packed, size)
     columns = {"image": images.numpy(), **_columns(encoder, images)}
     if len(columns) < 3:
