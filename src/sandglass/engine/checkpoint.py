@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -63,8 +64,17 @@ def newest(folder: Path) -> dict[str, Any] | None:
 
 
 def load(folder: Path, entry: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The state of a manifest entry. Tensors and plain values only; nothing in the file is executed."""
-    return dict(torch.load(folder / entry["file"], map_location=device, weights_only=True))
+    """The state of a manifest entry. Tensors and plain values only: nothing in the file is executed.
+
+    Raises Problem T-122 (77) for a file that holds anything else.
+    """
+    file = folder / entry["file"]
+    try:
+        return dict(torch.load(file, map_location=device, weights_only=True))
+    except (UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        what, why = "a checkpoint holds something else than tensors and numbers", str(error).partition("\n")[0][:100]
+        fix = f"remove {folder} to start this run anew"
+        raise Problem("T-122", Exit.REFUSED, what, where=str(file), why=why, fix=fix, kept="everything") from None
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
@@ -17,9 +17,10 @@ from sandglass.errors import Problem
 from sandglass.evaluate import clusters
 from sandglass.evaluate.features import FeatureSet, Subject
 from sandglass.objectives import OBJECTIVES
-from sandglass.runs import RunFolder, read_json, write_json
+from sandglass.runs import RunFolder, read_json, sha256, write_json
 from sandglass.stages import execute
 from sandglass.study import plan
+from sandglass.weights import save_objective
 
 CPU = torch.device("cpu")
 
@@ -168,8 +169,9 @@ def test_weights_of_another_objective_are_refused(tmp_path):
     settings = resolve(OBJECTIVES, "swav", {"hidden": 16, "out": 8})
     write_json(tmp_path / "run.json", {"settings": {"objective": {"swav": settings}}})
     objective = OBJECTIVES.get("swav")(encoder, settings | {"prototypes": 7}, 10)
-    state = objective.state_dict()
-    save_file({key: state[key] for key in state if key.startswith(objective.kept)}, tmp_path / "objective.safetensors")
+    save_objective(tmp_path, objective)
+    record = {"sha256": sha256(tmp_path / "objective.safetensors")}
+    write_json(tmp_path / "result.json", {"files": {"objective.safetensors": record}})
     subject = Subject(encoder, tmp_path, 32, CPU, 1.0, 0, tmp_path)
     subject.__dict__["features"] = FeatureSet(*[torch.zeros(1, 32)] * 6, 10)
     with pytest.raises(Problem, match="not those of swav"):

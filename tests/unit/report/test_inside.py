@@ -12,6 +12,7 @@ from torch import nn
 from sandglass.backbones.grid import build
 from sandglass.data import catalog, pack
 from sandglass.report import inside
+from sandglass.runs import sha256
 
 
 def test_attention_is_what_pytorch_says_it_is() -> None:
@@ -46,6 +47,13 @@ def test_cells_that_are_alike_have_one_colour() -> None:
     assert inside.colours(torch.zeros(1, 2, 2, 2)).shape == (1, 3, 2, 2)
 
 
+def kept(weights: dict[str, torch.Tensor], run: Path) -> None:
+    """As a run leaves them."""
+    file = run / "model.safetensors"
+    save_file(weights, file)
+    (run / "result.json").write_text(json.dumps({"files": {file.name: {"sha256": sha256(file)}}}))
+
+
 def left(folder: Path, name: str) -> tuple[Path, Path]:
     """The folder of a finished run of this backbone, and that of its data."""
     packed, run = folder / "data", folder / "run"
@@ -55,7 +63,7 @@ def left(folder: Path, name: str) -> tuple[Path, Path]:
     run.mkdir()
     torch.manual_seed(0)
     encoder = build(name, 32, 0, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), {})
-    save_file({key: value.contiguous() for key, value in encoder.model.state_dict().items()}, run / "model.safetensors")
+    kept({key: value.contiguous() for key, value in encoder.model.state_dict().items()}, run)
     about = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
     (run / "config.json").write_text(json.dumps({"architecture": name, "num_classes": 0, "pretrained_cfg": about}))
     (run / "run.json").write_text(json.dumps({"settings": {"size": 32, "arguments": {}}}))
@@ -82,7 +90,7 @@ def test_the_blocks_of_a_flat_network_are_one_stage_seen_where_it_ends(tmp_path:
     weights = load_file(run / "model.safetensors")
     weights["blocks.2.attn.qkv.weight"][:128] = 0  # queries and keys of the last block: it looks everywhere alike
     weights["blocks.2.attn.qkv.bias"][:128] = 0
-    save_file(weights, run / "model.safetensors")
+    kept(weights, run)
     blind = inside.gallery(run, packed)
     assert blind is not None
     for before, row in zip(gallery.rows, blind.rows):
@@ -105,6 +113,6 @@ def test_convolutions_have_stages_and_no_attention(tmp_path: Path) -> None:
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     run, packed = left(tmp_path, "resnet_toy")
-    save_file({"x": torch.zeros(1)}, run / "model.safetensors")
+    kept({"x": torch.zeros(1)}, run)
     with pytest.raises(RuntimeError, match="Missing key"):
         inside.gallery(run, packed)
