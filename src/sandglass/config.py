@@ -76,6 +76,7 @@ class Optimisation(Strict):
     warmup_epochs: Annotated[float, Field(ge=0)] = 10.0
     clip_norm: Annotated[float, Field(ge=0)] = 3.0  # 0: off
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU that has it
+    on_collapse: Literal["stop", "report"] = "stop"  # stop: exit 76 when all representations have become the same
     backbone: Name | None = None  # null: the study's
 
 
@@ -88,7 +89,6 @@ class Pretrain(Optimisation):
     # name, the settings of the preset. A study's own values go first.
     optimisation: Name | None = None
     online_probe: bool = False  # a linear classifier that learns beside and changes nothing
-    on_collapse: Literal["stop", "report"] = "stop"  # stop: exit 76 when all representations have become the same
 
 
 class Finetune(Optimisation):

@@ -434,8 +434,8 @@ def _finish_training(folder: RunFolder, rows: list[dict[str, Any]], task: Any) -
     last = next(row for row in reversed(_logged(folder)) if "loss" in row)
     outcome, cost = task.outcome, task.outcome.cost.numbers()
     final = {f"final_{key}": value for key, value in last.items() if key not in ("step", "epoch", "lr")}
-    told = {"collapsed": int(outcome.collapsed)} if "on_collapse" in task.train else {}
-    rows = rows + [{"metric": key, "value": value, "split": "train"} for key, value in (told | cost | final).items()]
+    told = {"collapsed": int(outcome.collapsed)} | cost | final
+    rows = rows + [{"metric": key, "value": value, "split": "train"} for key, value in told.items()]
     folder.finish(rows, steps=outcome.steps, attempts=outcome.attempts, **cost)
 
 

@@ -238,7 +238,8 @@ def _collapsed(task: Task, step: int, steps: int, epoch: int) -> bool:
     spread = task.objective.spread()
     patient = epoch < 2 or step < min(task.objective.patience, steps // 5)
     collapsed = not patient and distributed.any_of(spread < task.objective.alarm)[0]
-    if collapsed and task.train.get("on_collapse") == "stop":
+    stops = task.train["on_collapse"] == "stop"
+    if collapsed and stops:
         raise Problem(
             "T-106",
             Exit.DIVERGED,
@@ -247,13 +248,17 @@ def _collapsed(task: Task, step: int, steps: int, epoch: int) -> bool:
             fix=f"{task.objective.remedy}; or pretrain.on_collapse: report, to let it run and be reported",
         )
     for name, auxiliary in task.auxiliaries.items():
-        if distributed.any_of(auxiliary.collapsed())[0]:
+        if not distributed.any_of(auxiliary.collapsed())[0]:
+            continue
+        collapsed = True
+        if stops:
             raise Problem(
                 "T-104",
                 Exit.DIVERGED,
                 f"{name} collapsed the grid by step {step}",
                 why="its deviation over the batch fell below a tenth of what it was after the first epoch",
-                fix=f"auxiliary.{name}.preset: sound, or a smaller weight",
+                fix=f"auxiliary.{name}.preset: sound, or a smaller weight;\n"
+                "or finetune.on_collapse: report, to let it run and be reported",
             )
     return collapsed
 

@@ -78,6 +78,7 @@ class _Ours:
             if run["stage"] == "attack" and (named := reading(run["settings"]["attack"])):
                 for need in run["needs"]:
                     self.attacks.setdefault((need, named), run["name"])
+        self.fallen = set(frame[(frame["stage"] == "finetune") & (frame["outcome"] == "collapsed")]["run"])
         self.optimisations = list(dict.fromkeys(key[-1] for key in self.trained))
         self.readings = list(dict.fromkeys(named for _, named in self.attacks))
         self.numbers: dict[tuple[Any, ...], tuple[float, int]] = {}
@@ -92,12 +93,14 @@ class _Ours:
             some = self.trained.get((row["data set"], row["model"], row["setting"], optimisation), {})
             for named in self.readings if attacked else [""]:
                 found = {seed: self.number(run, named) for seed, run in some.items()}
-                judged = {seed: number for seed, number in found.items() if number}
+                fallen = {seed for seed, run in some.items() if run["name"] in self.fallen}
+                judged = {seed: number for seed, number in found.items() if number and seed not in fallen}
                 chosen = [self.numbers.get(("finetune", run["name"], "top1", "val")) for run in some.values()]
                 yield {
                     "optimisation": optimisation,
                     "reading": named,
                     "n": len(judged),
+                    "collapsed": len(fallen),
                     "values": [number[0] for number in judged.values()],
                     "validation": [number[0] for number in chosen if number],
                     "test images": max((number[1] for number in judged.values()), default=0),
@@ -165,7 +168,7 @@ def _holm(table: pd.DataFrame) -> list[float]:
 def tables(rows: pd.DataFrame, seeds: int) -> Iterator[Table]:
     """The six tables, each once for every optimisation, and Table 4.6 for every reading of its attack."""
     for (name, optimisation), part in rows.groupby(["table", "optimisation"], sort=False):
-        if not part["n"].sum():
+        if not part["n"].sum() + part["collapsed"].sum():
             continue
         if name == "thesis/4.4":
             yield _best(part, rows[rows["optimisation"] == optimisation], optimisation, seeds)
@@ -262,7 +265,7 @@ def _cell(row: dict[str, Any], base: dict[str, Any] | None, shared: set[str], se
         if row["against base"] is not None:
             yield f"{words.cell(row['against base'])}, Holm {words.probability(row['holm'])}"
     if row["n"] < seeds:
-        yield f"ours n = {row['n']}"
+        yield f"ours n = {row['n']}" + (f", {row['collapsed']} collapsed" if row["collapsed"] else "")
     yield from (reason for reason in row["not comparable"] if reason not in shared)
 
 

@@ -202,6 +202,19 @@ def test_collapse_that_is_to_be_reported_is_in_the_outcome_also_when_only_the_en
     assert not train(recovers, tmp_path / "recovers", ENGINE, say=lambda text: None).collapsed
 
 
+def test_a_grid_that_an_auxiliary_task_collapsed_stops_a_run_or_is_in_its_outcome(packed, tmp_path):
+    def collapsing(what):
+        t = task(packed, auxiliaries=("drloc",), on_collapse=what)
+        t.auxiliaries["drloc"].collapsed = lambda: True
+        return t
+
+    with pytest.raises(Problem, match="drloc collapsed the grid by step 4") as problem:
+        train(collapsing("stop"), tmp_path / "stop", ENGINE, say=lambda text: None)
+    assert problem.value.id == "T-104" and problem.value.exit == Exit.DIVERGED and "on_collapse" in problem.value.fix
+    outcome = train(collapsing("report"), tmp_path / "report", ENGINE, say=lambda text: None)
+    assert outcome.collapsed and outcome.steps == 12
+
+
 @pytest.mark.parametrize(("left", "plan"), [(3600.0, 3480.0), (60.0, 40.0), (None, math.inf)])
 def test_a_training_plans_to_end_before_its_time_limit(
     monkeypatch: pytest.MonkeyPatch, left: float | None, plan: float

@@ -1,6 +1,7 @@
 """The six tables of the thesis: laid out as printed, ours beside theirs, what so few runs cannot decide in words."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,19 @@ def test_a_cell_has_theirs_ours_with_interval_and_the_exact_test(empty_study: An
     ]
     assert cell["cross-entropy"][0] == "theirs 78.65" and len(cell["cross-entropy"]) == 2
     assert cell["DRLoc 0.025"][-1] == "ours n = 0"
+
+
+def test_what_collapsed_is_in_no_mean_and_counted(empty_study: Any) -> None:
+    fill(empty_study)
+    for seed in range(2):
+        fallen = next(r for r in empty_study.runs if r["name"].startswith("DRLoc_0.1") and r["seed"] == seed)
+        file = empty_study.folder(f"finetune/{fallen['name']}") / "result.json"
+        result = json.loads(file.read_text())
+        result["rows"] += [{"metric": "collapsed", "value": 1, "split": "train"}]
+        file.write_text(json.dumps(result))
+    cell = cells_of(empty_study, "Table 4.1")["CIFAR-10", "ResNet"]["DRLoc 0.1"]
+    ours = [top1("DRLoc 0.1", seed) for seed in range(2, SEEDS)]
+    assert cell[1].startswith(f"ours {100 * np.mean(ours):.1f} ± ") and cell[-1] == "ours n = 3, 2 collapsed"
 
 
 def test_what_their_test_images_leave_open_is_marked(empty_study: Any) -> None:
