@@ -184,14 +184,14 @@ def _grid(
     """Models by settings, for each data set."""
     name = rows["table"].iloc[0]
     cells = {key: some.to_dict("records") for key, some in rows.groupby([rows["data set"], rows["model"], columns])}
-    shared = _shared(rows)
+    told = _told(rows)
     bases = {
         (row["data set"], row["model"], row["metric"]): row for row in rows[rows["setting"] == BASE].to_dict("records")
     }
 
     def text(some: list[dict[str, Any]]) -> str:
         bare = [bases.get((row["data set"], row["model"], row["metric"])) for row in some]
-        return "\n".join(line for row, base in zip(some, bare) for line in _cell(row, base, shared, seeds)) or "–"
+        return "\n".join(line for row, base in zip(some, bare) for line in _cell(row, base, told, seeds)) or "–"
 
     models = dict.fromkeys(zip(rows["data set"], rows["model"]))
     body = [[data, model, *(text(cells.get((data, model, column), [])) for column in head)] for data, model in models]
@@ -199,7 +199,7 @@ def _grid(
         f"Table {name.partition('/')[2]}, {published.TABLES[name].caption.lower()}: accuracy in %{about}, ours as mean "
         f"± deviation with its 95 % interval, n = {seeds} where no other is given. {_trained(optimisation)}"
     )
-    return Table(["data set", "model", *head], 2, body, caption, notes=list(_notes(rows, shared)))
+    return Table(["data set", "model", *head], 2, body, caption, notes=list(_notes(rows, told)))
 
 
 def _attacked(rows: pd.DataFrame, optimisation: str, seeds: int) -> Iterator[Table]:
@@ -226,7 +226,7 @@ def _best(rows: pd.DataFrame, everything: pd.DataFrame, optimisation: str, seeds
     judged, how = "values", "by the test images themselves, as theirs were: what is chosen so is optimistic"
     if tried["validation"].map(len).gt(0).all():
         judged, how = "validation", "by the mean accuracy on validation images"
-    shared = _shared(tried)
+    told = _told(tried)
 
     def text(data: str, model: str, family: str) -> str:
         theirs, ours = (
@@ -236,13 +236,13 @@ def _best(rows: pd.DataFrame, everything: pd.DataFrame, optimisation: str, seeds
         lines = [f"theirs {printed}: {' or '.join(some['setting'])}" for printed, some in theirs.groupby("printed")]
         if len(ours):
             best = ours.loc[ours[judged].map(lambda values: summarise(values).mean).idxmax()].to_dict()
-            lines += [best["setting"], *list(_cell(best, None, shared, seeds))[1:]]
+            lines += [best["setting"], *list(_cell(best, None, told, seeds))[1:]]
         return "\n".join(lines) or "–"
 
     models = dict.fromkeys(zip(rows["data set"], rows["model"]))
     body = [[data, model, *(text(data, model, family) for family in FAMILIES)] for data, model in models]
     caption = f"Table 4.4, the best of each: accuracy in %. Our weights are chosen {how}. {_trained(optimisation)}"
-    return Table(["data set", "model", *FAMILIES], 2, body, caption, notes=list(_notes(tried, shared)))
+    return Table(["data set", "model", *FAMILIES], 2, body, caption, notes=list(_notes(tried, told)))
 
 
 def _trained(optimisation: str) -> str:
@@ -253,7 +253,7 @@ def _family(setting: str) -> str:
     return "both" if " + " in setting else setting.split(" ")[0]
 
 
-def _cell(row: dict[str, Any], base: dict[str, Any] | None, shared: set[str], seeds: int) -> Iterator[str]:
+def _cell(row: dict[str, Any], base: dict[str, Any] | None, told: dict[str, set[str]], seeds: int) -> Iterator[str]:
     """The lines of one cell: theirs, ours, the change against cross-entropy alone, and what is wrong with this cell."""
     text = f"theirs {row['printed']}"
     if row["setting"] != BASE and base:
@@ -266,7 +266,8 @@ def _cell(row: dict[str, Any], base: dict[str, Any] | None, shared: set[str], se
             yield f"{words.cell(row['against base'])}, Holm {words.probability(row['holm'])}"
     if row["n"] < seeds:
         yield f"ours n = {row['n']}" + (f", {row['collapsed']} collapsed" if row["collapsed"] else "")
-    yield from (reason for reason in row["not comparable"] if reason not in shared)
+    known = told[""] | told[row["data set"]] | told[row["model"]]
+    yield from (reason for reason in row["not comparable"] if reason not in known)
 
 
 def _noise(a: float, b: float) -> float:
@@ -274,15 +275,27 @@ def _noise(a: float, b: float) -> float:
     return 1.96 * math.sqrt((a * (1 - a) + b * (1 - b)) / TEST_IMAGES)
 
 
+def _told(rows: pd.DataFrame) -> dict[str, set[str]]:
+    """What is said below a table: of all its cells (""), of a data set, of a model. A cell says what is its alone."""
+    some = rows[rows["n"] > 0]
+    told = {"": _shared(some)}
+    for column in ("data set", "model"):
+        told |= {name: _shared(some[some[column] == name]) - told[""] for name in rows[column].unique()}
+    return told
+
+
 def _shared(rows: pd.DataFrame) -> set[str]:
-    told = [set(some) for some, n in zip(rows["not comparable"], rows["n"]) if n]
-    return set.intersection(*told) if told else set()
+    reasons = [set(some) for some in rows["not comparable"]]
+    return set.intersection(*reasons) if reasons else set()
 
 
-def _notes(rows: pd.DataFrame, shared: set[str]) -> Iterator[str]:
-    reasons = [*sorted(shared), "what theirs says nothing of: augmentation, schedule, precision"]
-    told = "; ".join(reasons)
-    yield f"No cell is a comparison of equals: {told}; theirs is one run, the weight chosen by the test images."
+def _notes(rows: pd.DataFrame, told: dict[str, set[str]]) -> Iterator[str]:
+    reasons = [*sorted(told[""]), "what theirs says nothing of: augmentation, schedule, precision"]
+    first = "; ".join(reasons)
+    yield f"No cell is a comparison of equals: {first}; theirs is one run, the weight chosen by the test images."
+    for name, own in told.items():
+        if name and own:
+            yield f"Ours of {name}: {', '.join(sorted(own))}."
     yield (
         f"? marks a change between two of their single runs that {TEST_IMAGES:,} test images alone leave open (95 %); "
         "what another seed would have changed is unknown and comes on top."

@@ -166,6 +166,25 @@ def test_what_ours_did_otherwise_is_a_reason(empty_study: Any, changes: dict[str
     assert words in "\n".join(next(iter(tables(rows, SEEDS))).notes)
 
 
+def test_a_reason_is_told_once_where_it_holds_and_in_a_cell_only_if_it_is_the_cells_own(empty_study: Any) -> None:
+    fill(empty_study, attacked=False, arguments={"depth": 2})
+    for run in empty_study.runs:
+        if run["stage"] == "finetune":
+            other = run["name"].startswith("DRLoc_0.1")
+            run["settings"] = run["settings"] | {"train": TRAIN | {"epochs": 20 if other else 100}}
+    frame = rows_of(empty_study)
+    twin = frame[frame["model"] == "ResNet"].assign(model="ViT")
+    twin["not comparable"] = [["vit312 with depth 9"]] * len(twin)
+    both = pd.concat([frame[frame["model"] != "ViT"], twin], ignore_index=True)
+    table = next(t for t in tables(both, SEEDS) if "Table 4.1" in t.caption)
+    assert (
+        "Ours of ResNet: resnet312 with depth 2." in table.notes and "Ours of ViT: vit312 with depth 9." in table.notes
+    )
+    cells = {(row[1], head): cell for row in table.rows if row[0] == "CIFAR-10" for head, cell in zip(table.head, row)}
+    assert "epochs 20, theirs 100" in cells["ResNet", "DRLoc 0.1"] and "with depth" not in "".join(cells.values())
+    assert "epochs" not in cells["ResNet", "DRLoc 0.2"] and "epochs" not in "\n".join(table.notes)
+
+
 def test_as_printed_there_is_no_reason_of_ours(empty_study: Any) -> None:
     fill(empty_study)
     rows = rows_of(empty_study)
