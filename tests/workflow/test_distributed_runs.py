@@ -118,7 +118,7 @@ def test_one_process_asked_to_stop_stops_both_at_the_same_step(place):
 
 
 def test_a_process_that_dies_ends_the_other_and_the_run_goes_on_later(place, command):
-    folder = place("died", TOY.replace("epochs: 2", "epochs: 8"))
+    folder = place("died", TOY.replace("epochs: 2", "epochs: 5"))
     launcher = start(folder, *TORCHRUN, "pretrain")
     step = wait_for_a_checkpoint(folder, launcher)
     began = time.monotonic()
@@ -127,7 +127,7 @@ def test_a_process_that_dies_ends_the_other_and_the_run_goes_on_later(place, com
     assert launcher.returncode != 0 and time.monotonic() - began < 60
     done = command(folder, "sandglass", "pretrain", **OFF)  # one process goes on with what two began
     assert int(done.stdout.split("resumed at step ")[1].split()[0]) >= step
-    calm = place("calm", TOY.replace("epochs: 2", "epochs: 8"))
+    calm = place("calm", TOY.replace("epochs: 2", "epochs: 5"))
     command(calm, "sandglass", "pretrain", **OFF)
     a, b = (load_file(result(where, "pretrain") / "model.safetensors") for where in (folder, calm))
     for name in a:
