@@ -222,6 +222,7 @@ def _check_objectives(pretrainings: list[dict[str, Any]]) -> None:
 def export(
     run: Annotated[str, typer.Argument(help="A finished pretrain or finetune run.")],
     to: Annotated[Path, typer.Argument(help="A new folder.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="An ONNX file too, compared with the model.")] = False,
     params: ParamsFile = _PARAMS,
     root: Root = _ROOT,
     study: StudyName = None,
@@ -229,7 +230,7 @@ def export(
     """A model for others: weights as timm loads them, `timm.create_model('local-dir:FOLDER')`, and a model card."""
     from sandglass.export import export as write
 
-    write(root, _read(params, study)[1], run, to)
+    write(root, _read(params, study)[1], run, to, onnx=onnx)
     print(f"timm.create_model('local-dir:{to}')")
 
 

@@ -16,6 +16,7 @@ import yaml
 from sandglass.backbones import BACKBONES
 from sandglass.config import registers
 from sandglass.errors import Exit, Problem, did_you_mean
+from sandglass.onnx import FILE, convert
 from sandglass.registry import Register
 from sandglass.report.statistics import wilson
 from sandglass.runs import RunFolder, read_json
@@ -25,11 +26,12 @@ SHARES = {"top1", "top5", "robust_top1"}  # of n images, hence with an interval
 FILES = ("model.safetensors", "config.json", "run.json")
 
 
-def export(root: Path, runs: Iterable[Run], name: str, to: Path) -> None:
+def export(root: Path, runs: Iterable[Run], name: str, to: Path, *, onnx: bool = False) -> None:
     """Write the new folder `to` with the model of the pretrain or finetune run `name` and its README.md.
 
-    Of `runs`, the finished ones that judge this model give the card its numbers. Raises Problem: C-130 (78) no such
-    run; R-130 (66) it is not done, or not whole; R-131 (73) `to` is there.
+    Of `runs`, the finished ones that judge this model give the card its numbers. `onnx` adds the model as an ONNX
+    file, compared with it. Raises Problem: C-130 (78) no such run; R-130 (66) it is not done, or not whole; R-131 (73)
+    `to` is there; those of sandglass.onnx.convert.
     """
     planned = list(runs)
     ours = {run.name: run for run in planned if run.stage in ("pretrain", "finetune")}
@@ -51,12 +53,16 @@ def export(root: Path, runs: Iterable[Run], name: str, to: Path) -> None:
         draft.mkdir()
         for file in FILES:
             shutil.copy2(folder.results / file, draft / file)
-        (draft / "README.md").write_text(card(folder, done), encoding="utf-8")
+        away = convert(draft, run.settings["size"]) if onnx else None
+        (draft / "README.md").write_text(card(folder, done, away), encoding="utf-8")
         draft.rename(to)
 
 
-def card(folder: RunFolder, judges: Iterable[RunFolder]) -> str:
-    """README.md of the model in `folder`, with the numbers of itself and of the finished runs that judged it."""
+def card(folder: RunFolder, judges: Iterable[RunFolder], away: float | None = None) -> str:
+    """README.md of the model in `folder`, with the numbers of itself and of the finished runs that judged it.
+
+    `away` is how far the outputs of its ONNX file are from its own, None where there is no such file.
+    """
     run = folder.run
     about, result = read_json(folder.results / "run.json"), read_json(folder.result)
     info = read_json(folder.root / "results" / "data" / run.need("data") / "info.json")
@@ -64,7 +70,7 @@ def card(folder: RunFolder, judges: Iterable[RunFolder]) -> str:
     parts = [
         f"---\nlibrary_name: timm\ntags: [{_task(shape)}, {run.stage}, sandglass]\n---\n# {run.name}",
         _summary(run, about, info),
-        "## Use\n\n" + _use(run, shape),
+        "## Use\n\n" + _use(run, shape, away),
         "## Numbers\n\n" + _numbers([folder, *judges]),
         "## Protocol\n\n" + _protocol(run),
         "## Data\n\n" + _data(info),
@@ -90,7 +96,7 @@ def _summary(run: Run, about: dict[str, Any], info: dict[str, Any]) -> str:
     return f"`{s['backbone']}` ({trained}), {how} on {derived['images']:,} images of {info['name']} for {length}."
 
 
-def _use(run: Run, shape: dict[str, Any]) -> str:
+def _use(run: Run, shape: dict[str, Any], away: float | None) -> str:
     ours = run.settings["backbone"] in BACKBONES
     load = "from sandglass.backbones import grid  # registers this architecture with timm\n" if ours else ""
     norm = shape["pretrained_cfg"]
@@ -101,6 +107,13 @@ def _use(run: Run, shape: dict[str, Any]) -> str:
         "model = timm.create_model('local-dir:FOLDER', pretrained=True).eval()\n```\n\n"
         f"Takes RGB in 0..1 at {run.settings['size']} px, less the mean ({mean}), by the deviation ({std}).\n"
         f"Gives {gives}."
+    ) + ("" if away is None else f"\n\n{_onnx(away)}")
+
+
+def _onnx(away: float) -> str:
+    return (
+        f"`{FILE}` takes the same images as float32 `images` (batch, 3, height, width), without torch. On noise, in\n"
+        f"batches of 1 and 5, ONNX Runtime's output was at most {away:.1e} of the largest output away from the model's."
     )
 
 

@@ -6,7 +6,7 @@ import sys
 
 LAYERS = [  # a file may import from its own row and the rows above it
     {"errors", "registry", "strict_yaml", "config", "study", "slurm", "lease", "runs", "forecast", "watch", "__init__"},
-    {"data", "views", "backbones", "distributed", "weights"},
+    {"data", "views", "backbones", "distributed", "weights", "onnx"},
     {"objectives", "auxiliary"},
     {"engine"},
     {"evaluate", "report"},

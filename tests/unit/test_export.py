@@ -87,6 +87,13 @@ def test_the_folder_is_all_that_timm_needs(finished, tmp_path):
         assert model.state_dict()[name].equal(value)
 
 
+def test_an_onnx_file_comes_with_its_measured_difference(finished, tmp_path):
+    root, runs = finished
+    export(root, runs.values(), runs["finetune"].name, tmp_path / "out", onnx=True)
+    assert (tmp_path / "out/model.onnx").is_file()
+    assert float(re.search(r"at most ([\d.e-]+) of the largest", (tmp_path / "out/README.md").read_text())[1]) <= 1e-4
+
+
 def test_what_is_there_is_kept_and_half_a_model_is_not_exported(finished, tmp_path):
     root, runs = finished
     run = runs["pretrain"]
