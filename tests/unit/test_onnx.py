@@ -22,15 +22,24 @@ def restless(pretrained=False, **ignored):
     return Restless()
 
 
+@register_model
+def counting(pretrained=False, **ignored):
+    """It looks at its batch's size, so that a file of it would be for one size alone."""
+    return Restless(counts=True)
+
+
 class Restless(nn.Module):
     num_classes = 0
 
-    def __init__(self):
+    def __init__(self, counts=False):
         super().__init__()
+        self.counts = counts
         self.pretrained_cfg = {}
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, images):
+        if self.counts:
+            return self.scale * len(images) + images.mean((2, 3))
         return self.scale * images.mean((2, 3)) + torch.rand(images.shape[0], 3)
 
 
@@ -62,11 +71,12 @@ def test_another_runtime_computes_the_same_from_the_file(tmp_path, classes, outp
         np.testing.assert_allclose(session.run(None, {"images": images.numpy()})[0], model(images), atol=1e-5)
 
 
-def test_a_file_that_computes_something_else_is_refused_and_removed(tmp_path):
-    place = folder(tmp_path / "model", "restless", {"scale": torch.ones(())}, 0)
+@pytest.mark.parametrize("architecture, what", [("restless", "away from the model's"), ("counting", "cannot be")])
+def test_a_file_that_computes_something_else_is_refused_and_removed(tmp_path, architecture, what):
+    place = folder(tmp_path / "model", architecture, {"scale": torch.ones(())}, 0)
     with pytest.raises(Problem) as caught:
         convert(place, 32)
-    assert caught.value.id == "R-133" and not (place / FILE).exists()
+    assert caught.value.id == "R-133" and what in caught.value.what and not (place / FILE).exists()
 
 
 def test_without_the_extra_the_fix_names_it(tmp_path, monkeypatch):

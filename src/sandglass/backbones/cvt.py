@@ -88,7 +88,7 @@ class Stage(nn.Module):
         h, w = x.shape[-2:]
         x = self.norm(x.flatten(2).transpose(1, 2))
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
         for block in self.blocks:
             x = checkpoint(block, x, h, w) if checkpointing else block(x, h, w)
         return x, h, w
