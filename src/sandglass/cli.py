@@ -174,48 +174,36 @@ def check(
     backbone: Annotated[str | None, typer.Option(help="One backbone instead of the study's.")] = None,
     size: Annotated[int | None, typer.Option(help="Image size in px.")] = None,
     params: ParamsFile = _PARAMS,
+    root: Root = _ROOT,
     study: StudyName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Do backbone, image size and objective fit? Prints the stage grid, or the nearest legal settings."""
-    from sandglass.backbones.grid import check as look
+    """Do backbone, image size, objective, data and batch fit? In seconds, with no GPU and no download.
 
-    pairs: dict[tuple[str, int, str], dict[str, Any]] = {}
+    Prints the stage grid and the images of each data set, or what does not fit and the nearest legal settings.
+    """
+    from sandglass import fit
+    from sandglass.backbones import grid
+
     if backbone:
-        pairs[backbone, size or 224, ""] = {}
+        models, images = [grid.check(backbone, size or 224)], []
     else:
-        _, runs = _read(params, study)
-        for r in runs:
-            if "backbone" in r.settings:
-                s = r.settings
-                pairs[s["backbone"], size or s["size"], json.dumps(s["arguments"])] = s["arguments"]
-    found = [look(name, px, arguments) for (name, px, _), arguments in pairs.items()]
-    if not backbone:
-        _check_objectives([r.settings | ({"size": size} if size else {}) for r in runs if r.stage == "pretrain"])
+        settings, runs = _read(params, study)
+        models = fit.backbones(runs, size)
+        fit.objectives(runs, size)
+        images = fit.data(runs, settings, root)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps({"backbones": models, "data": {row.name: row.counts for row in images}}, indent=1))
         return
-    for row in found:
+    for row in models:
         cost = f"{row['parameters']:,} parameters, {row['macs'] / 1e9:.3f} GMAC an image"
         print(f"{row['backbone']} at {row['size']} px: {cost}")
         for stage, channels, height, width in row["stages"]:
             print(f"  {stage:<24} {channels:>5} x {height} x {width}")
         for warning in row["warnings"]:
             print("  note: " + warning.replace("\n", "\n        "))
-
-
-def _check_objectives(pretrainings: list[dict[str, Any]]) -> None:
-    """Raises if one of them cannot teach its backbone; each combination is tried once."""
-    from sandglass.objectives._check import check as look
-    from sandglass.views.recipes import sizes_of
-
-    cases = {}
-    for s in pretrainings:
-        ((objective, settings),), (views,) = s["objective"].items(), s["views"].values()
-        case = objective, settings, sizes_of(views, s["size"]), s["backbone"], s["size"], s["arguments"]
-        cases[json.dumps(case)] = case
-    for case in cases.values():
-        look(*case)
+    for counted in images:
+        print(counted.line())
 
 
 @app.command()

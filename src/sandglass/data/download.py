@@ -46,28 +46,57 @@ def fetch(entry: Entry, raw: Path, mirror: str | None = None, say: Say = print) 
     if not entry.source and not entry.by_hand:
         return None
     if entry.source and not _is_url(entry.source):
-        return _local(entry)
-    name = entry.by_hand or unquote(Path(urlsplit(entry.source).path).name)
-    if name in ("", ".", ".."):
-        raise Problem("N-105", Exit.CONFIG, f"the source of {entry.name} names no file", where=entry.source)
-    target = raw / entry.name / name
+        path = _local(entry)
+        if not path.is_dir():
+            _verify(path, entry, set_aside=False)
+        return path
+    target = _target(entry, raw)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{name}.lock")):
-        if target.exists():
-            _verify(target, entry, set_aside=True)
-            return target
-        if mirror and not _is_url(mirror):
-            found = next((p for p in (Path(mirror, name), Path(mirror, entry.name, name)) if p.is_file()), None)
-            if found:
-                _verify(found, entry, set_aside=False)
-                return found
-        addresses = [f"{mirror.rstrip('/')}/{name}"] if mirror and _is_url(mirror) else []
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if found := _brought(entry, target, mirror):
+            _verify(found, entry, set_aside=found == target)
+            return found
+        addresses = [f"{mirror.rstrip('/')}/{target.name}"] if mirror and _is_url(mirror) else []
         addresses += [entry.source] if entry.source else []
         if not addresses:
             raise _by_hand(entry, target, mirror)
         _download(entry, addresses, target, say)
-        _verify(target.with_name(f"{name}.part"), entry, set_aside=True, final=target)
+        _verify(target.with_name(f"{target.name}.part"), entry, set_aside=True, final=target)
     return target
+
+
+def at_hand(entry: Entry, raw: Path, mirror: str | None = None) -> Path | None:
+    """Where `fetch` would find the archive or folder without a network, unverified; None if it would download it.
+
+    Raises Problem as `fetch` does for what is not there and cannot be downloaded.
+    """
+    if not entry.source and not entry.by_hand:
+        return None
+    if entry.source and not _is_url(entry.source):
+        return _local(entry)
+    target = _target(entry, raw)
+    found = _brought(entry, target, mirror)
+    if not found and not entry.source and not (mirror and _is_url(mirror)):
+        raise _by_hand(entry, target, mirror)
+    return found
+
+
+def _target(entry: Entry, raw: Path) -> Path:
+    """Where its archive is kept."""
+    name = entry.by_hand or unquote(Path(urlsplit(entry.source).path).name)
+    if name in ("", ".", ".."):
+        raise Problem("N-105", Exit.CONFIG, f"the source of {entry.name} names no file", where=entry.source)
+    return raw / entry.name / name
+
+
+def _brought(entry: Entry, target: Path, mirror: str | None) -> Path | None:
+    """The archive, if it was fetched before or lies in a folder that serves as a mirror."""
+    if target.exists():
+        return target
+    if mirror and not _is_url(mirror):
+        folders = Path(mirror), Path(mirror, entry.name)
+        return next((folder / target.name for folder in folders if (folder / target.name).is_file()), None)
+    return None
 
 
 def _is_url(text: str) -> bool:
@@ -79,6 +108,7 @@ def _is_url(text: str) -> bool:
 
 
 def _local(entry: Entry) -> Path:
+    """The folder or archive on this machine that a data set names."""
     path = Path(entry.source).expanduser()
     if not path.exists():
         raise Problem(
@@ -88,14 +118,11 @@ def _local(entry: Entry) -> Path:
             where=str(path),
             fix=f"data.sets.{entry.name}.source",
         )
-    if path.is_dir():
-        if entry.checksum:
-            why = "a checksum is that of one file"
-            raise Problem(
-                "N-105", Exit.CONFIG, f"{entry.name} has a sha256, and its source is a folder", where=str(path), why=why
-            )
-        return path
-    _verify(path, entry, set_aside=False)
+    if path.is_dir() and entry.checksum:
+        why = "a checksum is that of one file"
+        raise Problem(
+            "N-105", Exit.CONFIG, f"{entry.name} has a sha256, and its source is a folder", where=str(path), why=why
+        )
     return path
 
 

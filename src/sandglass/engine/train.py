@@ -58,6 +58,18 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def full_batches(images: int, batch_size: int) -> int:
+    """Steps of an epoch. Raises Problem T-102 (78) if there is none."""
+    if images < batch_size:
+        raise Problem(
+            "T-102",
+            Exit.CONFIG,
+            f"0 steps per epoch: batch_size {batch_size} is larger than the {images} training images",
+            fix=f"batch_size: {images} or less",
+        )
+    return images // batch_size
+
+
 def train(
     task: Task, state: Path, engine: Engine, say: Callable[[str], None] = print, batches: Source | None = None
 ) -> Outcome:
@@ -69,14 +81,7 @@ def train(
     """
     settings, device = task.train, next(task.encoder.parameters()).device
     batch_size, epochs = settings["batch_size"], settings["epochs"]
-    steps_per_epoch = len(task.index) // batch_size
-    if steps_per_epoch == 0:
-        raise Problem(
-            "T-102",
-            Exit.CONFIG,
-            f"0 steps per epoch: batch_size {batch_size} is larger than the {len(task.index)} training images",
-            fix=f"batch_size: {len(task.index)} or less",
-        )
+    steps_per_epoch = full_batches(len(task.index), batch_size)
     if batch_size % (distributed.processes() * engine.accumulate):
         what = f"a batch of {batch_size} cannot be shared by {distributed.processes()} processes"
         what += f", each of them in {engine.accumulate} parts" if engine.accumulate > 1 else ""

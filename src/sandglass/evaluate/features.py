@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -255,3 +255,11 @@ def _answers(
             fix="train again with a lower learning rate or with clip_norm",
         )
     return answers
+
+
+def refuse_blind_choice(probe: str, setting: str, values: Sequence[float]) -> None:
+    """Raises Problem E-120 (78) if a probe would have to choose among `values` with no validation split to do it on."""
+    if len(set(values)) > 1:
+        what = f"the probe {probe} chooses {setting} on a validation split, and there is none"
+        fix = f"data.val_fraction above 0, or one value in probes.{probe}.{setting}"
+        raise Problem("E-120", Exit.CONFIG, what, fix=fix)

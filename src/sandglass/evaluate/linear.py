@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sandglass.errors import Exit, Problem
-from sandglass.evaluate.features import Row, Subject, accuracy_rows, places, share, share_row
+from sandglass.evaluate.features import Row, Subject, accuracy_rows, places, refuse_blind_choice, share, share_row
 
 SETTINGS = {
     "l2": [1e-06, 1e-05, 1e-04, 1e-03, 1e-02, 1e-01, 1.0],  # the grid
@@ -29,13 +28,8 @@ def run(subject: Subject, settings: dict[str, Any], seed: int) -> list[Row]:
     """
     features = subject.features
     grid = sorted(set(settings["l2"]), reverse=True)
-    if len(grid) > 1 and not len(features.val):
-        raise Problem(
-            "E-120",
-            Exit.CONFIG,
-            "the linear probe chooses l2 on a validation split, and there is none",
-            fix="data.val_fraction above 0, or one value in probes.linear.l2",
-        )
+    if not len(features.val):
+        refuse_blind_choice("linear", "l2", grid)
     mean, deviation = features.train.double().mean(dim=0), features.train.double().std(dim=0, correction=0)
     deviation = torch.where(deviation > 1e-12 * mean.abs().clamp_min(1), deviation, 1.0)  # a constant stays at zero
 

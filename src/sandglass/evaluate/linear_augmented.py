@@ -21,7 +21,7 @@ from sandglass.backbones.grid import judging
 from sandglass.data.loader import epoch_order, open_split, step_generator
 from sandglass.engine.schedule import learning_rate_factor
 from sandglass.errors import Exit, Problem
-from sandglass.evaluate.features import Row, Subject, accuracy_rows, places, plain_float32, share
+from sandglass.evaluate.features import Row, Subject, accuracy_rows, places, plain_float32, refuse_blind_choice, share
 from sandglass.views.recipes import make_views
 
 PAPER = "arXiv 2002.05709"
@@ -40,13 +40,8 @@ def run(subject: Subject, settings: dict[str, Any], seed: int) -> list[Row]:
     Raises Problem: E-120 (78) a grid to choose from and no validation split; E-121 (76) features that are not finite.
     """
     features, grid = subject.features, sorted(set(settings["lr_per_256"]))
-    if len(grid) > 1 and not len(features.val):
-        raise Problem(
-            "E-120",
-            Exit.CONFIG,
-            "the augmented linear probe chooses its learning rate on a validation split, and there is none",
-            fix="data.val_fraction above 0, or one value in probes.linear_augmented.lr_per_256",
-        )
+    if not len(features.val):
+        refuse_blind_choice("linear_augmented", "lr_per_256", grid)
     heads = fit(subject, grid, settings, seed)
     best = 0
     if len(features.val):

@@ -247,4 +247,4 @@ def test_a_level_that_is_none_is_refused() -> None:
     for levels in ([0], [1.5], []):
         with pytest.raises(Problem) as caught:
             evaluate(scene(2), torch.tensor([0, 1]), levels=levels)
-        assert caught.value.id == "E-118"
+        assert caught.value.id == "C-111"
