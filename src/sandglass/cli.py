@@ -42,16 +42,30 @@ def _read(params: Path, study: str | None) -> tuple[Any, list[Any]]:
 
 
 @app.command()
-def plan(params: ParamsFile = _PARAMS, root: Root = _ROOT, study: StudyName = None, as_json: AsJson = False) -> None:
+def plan(
+    params: ParamsFile = _PARAMS,
+    root: Root = _ROOT,
+    study: StudyName = None,
+    measured: Annotated[bool, typer.Option("--measure", help="Steps of each unknown training here and now.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """The runs of a study: stage, run, needs, whether done; and the hours that are left, where runs were measured."""
     from dataclasses import asdict
 
-    from sandglass.forecast import forecast, show
+    from sandglass.forecast import fill, forecast, show
     from sandglass.runs import RunFolder
 
-    _, runs = _read(params, study)
+    settings, runs = _read(params, study)
     done = {r.key: RunFolder(root, r).done() for r in runs}
     costs = forecast(root, [r for r in runs if not done[r.key] and r.stage != "report"])
+    if measured:
+        from sandglass.measure import minutes_per_epoch
+
+        def measure(run: Any) -> tuple[float, str]:
+            print(f"measuring {run.key}", file=sys.stderr, flush=True)
+            return minutes_per_epoch(root, run, settings)
+
+        costs = fill(costs, runs, measure)
     rows = [
         {
             "stage": r.stage,

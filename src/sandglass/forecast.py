@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -33,7 +33,7 @@ class Estimate:
     minutes: float
     least: float
     most: float
-    runs: int
+    runs: int  # 0: of none, but of steps that were measured for this
     same: bool  # settings of the ideas too, not their names alone
     device: str
 
@@ -52,6 +52,23 @@ def forecast(root: Path, runs: Iterable[Run]) -> dict[str, Estimate | None]:
                 for same in (True, False):
                     known[_kind(stage, measured.settings, same)].append(measured)
     return {run.key: _estimate(run, known) for run in wanted}
+
+
+def fill(
+    found: dict[str, Estimate | None], runs: Iterable[Run], measure: Callable[[Run], tuple[float, str]]
+) -> dict[str, Estimate | None]:
+    """`found`, and for trainings that are unknown there what `measure` says of one of each kind: minutes of an epoch
+    and the device."""
+    filled, known = dict(found), dict[str, tuple[float, str]]()
+    for run in runs:
+        if run.stage in ("pretrain", "finetune") and run.key in filled and filled[run.key] is None:
+            kind = _kind(run.stage, run.settings, same=True)
+            if kind not in known:
+                known[kind] = measure(run)
+            per_epoch, device = known[kind]
+            minutes = per_epoch * _epochs(run.settings)
+            filled[run.key] = Estimate(minutes, minutes, minutes, 0, True, device)
+    return filled
 
 
 @dataclass(frozen=True)
@@ -110,11 +127,16 @@ def show(estimates: dict[str, Estimate | None]) -> str:
     more = f"; {unknown:,} of {len(estimates):,} runs are not in it" if unknown else ""
     whole = f"{total} of computing, one run after another{more}" if unknown < len(estimates) else total
     lines = [f"left: {whole}"]
+    if any(estimate is None and key.startswith(("pretrain/", "finetune/")) for key, estimate in estimates.items()):
+        lines.append("  sandglass plan --measure takes a few steps of each training that is unknown")
     for stage, found in stages.items():
         known = [estimate for estimate in found if estimate]
         text = f"  {stage:<9} {len(found):>5,} run{'s' if len(found) > 1 else ' '}  {_sum(known)}"
         if known:
-            text += f", from {_span(estimate.runs for estimate in known)} finished like each"
+            finished = [estimate.runs for estimate in known if estimate.runs]
+            sources = [f"{_span(finished)} finished like each"] if finished else []
+            sources += ["steps measured now"] if len(finished) < len(known) else []
+            text += f", from {' and '.join(sources)}"
             text += f" on {', '.join(devices)}" if (devices := sorted({e.device for e in known} - {""})) else ""
         if near := sum(not estimate.same for estimate in known):
             text += f"; {near:,} by runs that differ in values of their ideas"

@@ -119,13 +119,17 @@ def _data(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     folder.finish(rows, minutes=(time.monotonic() - began) / 60, fingerprint=info["fingerprint"])
 
 
-def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
+def task_of(run: Run, folder: RunFolder, params: Params) -> Any:
+    """The Task of a pretrain or finetune run, at its start. Raises Problem D-115 (66) if its data is not packed."""
+    return {"pretrain": _pretraining, "finetune": _finetuning}[run.stage](run, folder, params)
+
+
+def _pretraining(run: Run, folder: RunFolder, params: Params) -> Any:
     import torch
 
     from sandglass.data.loader import open_split
     from sandglass.engine.online import OnlineProbe
     from sandglass.engine.task import Task
-    from sandglass.evaluate.features import classify
     from sandglass.objectives import OBJECTIVES
     from sandglass.objectives._check import refuse_misfit
     from sandglass.views.recipes import sizes_of
@@ -133,72 +137,81 @@ def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
     s = run.settings
     (name, values), *_ = s["objective"].items()
     kind = OBJECTIVES.get(name)
-    packed = _packed(folder, run)
-    split = open_split(packed, "train" if kind.needs_labels else "pretrain")
+    split = open_split(_packed(folder, run), "train" if kind.needs_labels else "pretrain")
     classes = len(split.info["classes"])
     encoder = _encoder(folder, run, params, classes if kind.needs_labels else 0)
     objective = kind(encoder, values, classes).to(_device(params))
     (views,) = s["views"].values()
     refuse_misfit(name, objective, sizes_of(views, s["size"]), encoder)
-
     online = OnlineProbe(encoder.width, classes, _device(params)) if s["train"]["online_probe"] else None
-    task = Task(
+    return Task(
         encoder, objective, {}, split, torch.arange(len(split)), s["views"], s["size"], s["train"], _seed(run),
         online=online,
     )  # fmt: skip
-    judged = [part for part in ("val", "test") if split.info["counts"].get(part)]
+
+
+def _pretrain(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
+    from sandglass.evaluate.features import classify
+
+    s, task = run.settings, task_of(run, folder, params)
+    counts, packed = task.split.info["counts"], _packed(folder, run)
+    judged = [part for part in ("val", "test") if counts.get(part)]
 
     def judge(part: str) -> list[dict[str, Any]]:
-        rows = classify(encoder, packed, part, s["size"], _device(params), online)
+        rows = classify(task.encoder, packed, part, s["size"], _device(params), task.online)
         return [row | {"metric": f"online_{row['metric']}"} for row in rows]
 
-    if online and "val" in judged:
+    if task.online and "val" in judged:
         task.each_epoch = _validation(task, 20, lambda: judge("val"), "online_top1")
     if not _fit(run, folder, params, task, say):
         return
-    rows = [row for part in judged for row in judge(part)] if online else []
+    rows = [row for part in judged for row in judge(part)] if task.online else []
     if task.each_epoch:
         best = max(row["val_online_top1"] for row in _logged(folder) if "val_online_top1" in row)
-        n = split.info["counts"]["val"]  # what is logged has seven digits
+        n = counts["val"]  # what is logged has seven digits
         rows.append({"metric": "online_max_top1", "value": round(best * n) / n, "split": "val", "n": n})  # optimistic
-    encoder = objective.judged(encoder)
+    encoder = task.objective.judged(task.encoder)
     encoder.model.reset_classifier(0)
     weights.save(folder.results, encoder, s)
-    weights.save_objective(folder.results, objective)
+    weights.save_objective(folder.results, task.objective)
     _finish_training(folder, rows, task)
 
 
-def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
-    import numpy as np
+def _finetuning(run: Run, folder: RunFolder, params: Params) -> Any:
     import torch
 
     from sandglass.auxiliary import AUXILIARY
     from sandglass.data.loader import open_split
     from sandglass.data.splits import label_fraction
     from sandglass.engine.task import Task
-    from sandglass.evaluate.features import accuracy_rows, classify, said, scored
     from sandglass.objectives import OBJECTIVES
 
     s, seed, device = run.settings, _seed(run), _device(params)
-    packed = _packed(folder, run)
-    split = open_split(packed, s["split"])
+    split = open_split(_packed(folder, run), s["split"])
     classes = len(split.info["classes"])
     encoder = _encoder(folder, run, params, classes)
     frozen, scales = _initialise(encoder, run, folder, seed)
     objective = OBJECTIVES.get("supervised")(encoder, {}, classes).to(device)
     auxiliaries = {name: AUXILIARY.get(name)(encoder, values).to(device) for name, values in s["auxiliary"].items()}
     index = label_fraction(split.labels, s["labels"], seed=seed)
-    task = Task(
+    return Task(
         encoder, objective, auxiliaries, split, torch.as_tensor(index), s["views"], s["size"], s["train"], seed,
         frozen=frozen, lr_scales=scales,
     )  # fmt: skip
+
+
+def _finetune(run: Run, folder: RunFolder, params: Params, say: Say) -> None:
+    from sandglass.evaluate.features import accuracy_rows, classify, said, scored
+
+    s, task = run.settings, task_of(run, folder, params)
+    encoder, packed, device = task.encoder, _packed(folder, run), _device(params)
     judge = None
-    if split.info["counts"].get("val") and s["split"] != "trainval":
+    if task.split.info["counts"].get("val") and s["split"] != "trainval":
         judge = partial(classify, encoder, packed, "val", s["size"], device)
         task.each_epoch = _validation(task, 10, judge, "top1", "cross_entropy")
     if not _fit(run, folder, params, task, say):
         return
-    _save_arrays(folder.results / "labelled.npz", index=np.asarray(index))
+    _save_arrays(folder.results / "labelled.npz", index=task.index.numpy())
     weights.save(folder.results, encoder, s)
     scores, labels = scored(encoder, packed, "test", s["size"], device)
     _save_arrays(folder.results / "predictions.npz", **said(labels, scores.argmax(dim=1)))

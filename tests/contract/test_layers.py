@@ -10,7 +10,7 @@ LAYERS = [  # a file may import from its own row and the rows above it
     {"objectives", "auxiliary"},
     {"engine"},
     {"evaluate", "report"},
-    {"bench", "tracking", "driver", "stages", "export", "fit", "cli", "__main__"},
+    {"bench", "tracking", "driver", "stages", "export", "fit", "measure", "cli", "__main__"},
 ]
 LAZY = {"config", "study"}  # they read registers, whose __init__ files import nothing heavy
 

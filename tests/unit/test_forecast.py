@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sandglass.forecast import forecast, show
+from sandglass.forecast import fill, forecast, show
 from sandglass.runs import RunFolder, write_json
 from sandglass.study import Run
 
@@ -65,3 +65,23 @@ def test_hours_are_added_over_runs_and_a_damaged_folder_is_passed_over(tmp_path)
     text = show(forecast(tmp_path, [training(f"n{seed}", seed=seed) for seed in (1, 2)]))
     assert text.splitlines()[0] == "left: about 3.0 h of computing, one run after another"
     assert "2 runs  about 3.0 h, from 1 finished like each on cpu" in text
+
+
+def test_unknown_trainings_are_measured_once_for_each_kind_and_scaled_by_epochs(tmp_path):
+    finish(tmp_path, training("a"), 10.0)
+    known, longer = training("known", seed=1), training("longer", epochs=30, batch_size=128)
+    runs = [known, training("batch", batch_size=128), longer]
+    probe = Run("probe", "p", 0, {"data": "digits", "size": 32, "backbone": "toy", "probe": {"knn": {}}}, (), {})
+    asked = []
+
+    def measure(run):
+        asked.append(run.name)
+        return 0.5, "H100"
+
+    before = forecast(tmp_path, [*runs, probe])
+    found = fill(before, [*runs, probe], measure)
+    assert asked == ["batch"], "the longer one is of its kind, a probe is no training"
+    assert [found[run.key].minutes for run in runs] == [10.0, 5.0, 15.0] and found["probe/p"] is None
+    assert (found[longer.key].runs, found[longer.key].device) == (0, "H100")
+    assert "from 1 finished like each and steps measured now on H100, cpu" in show(found)
+    assert "--measure" in show(before) and "--measure" not in show(found)
