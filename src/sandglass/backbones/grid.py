@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sandglass.backbones import BACKBONES
 from sandglass.backbones._timm import timm
@@ -115,6 +114,8 @@ def check(name: str, size: int, arguments: dict[str, Any] | None = None, classes
 
     MACs count convolutions and matrix products. `warnings` name what is legal but unwise. Raises as `build` does.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # here, as it imports triton, which a training job need not
+
     arguments = arguments or {}
     with _explaining(name, size, arguments):
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def print_table(table: Table) -> None:
 
 def judge(targets: Sequence[Target], slack: float = 1.0) -> int:
     """Print what became of each; the exit code."""
-    eased = [Target(target.what, target.ratio, slack * target.least) for target in targets]
+    eased = [replace(target, slack=slack) for target in targets]
     for target in eased:
         print(target)
     verdicts = {target.verdict for target in eased}

@@ -19,14 +19,15 @@ CREDIT = "windows of china.jpg (danielbuechele) and flower.jpg (vultilion), CC B
 
 
 def windows(side: int, count: int) -> Iterator[tuple[np.ndarray, int]]:
-    """(window (side, side, 3) uint8, which photograph), the two in turn."""
+    """(window (side, side, 3) uint8, which photograph), the two in turn; no window twice."""
     from sklearn.datasets import load_sample_images
 
     photographs = load_sample_images().images
     random = np.random.default_rng(0)
+    places = [random.permutation((p.shape[0] - side + 1) * (p.shape[1] - side + 1)) for p in photographs]
     for number in range(count):
         photograph = photographs[number % 2]
-        top, left = (random.integers(length - side + 1) for length in photograph.shape[:2])
+        top, left = divmod(int(places[number % 2][number // 2]), photograph.shape[1] - side + 1)
         yield photograph[top : top + side, left : left + side], number % 2
 
 

@@ -47,18 +47,28 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Target:
-    """What a ratio should be at least."""
+    """What a ratio should be at least, but for `slack` of it.
+
+    `free` is the ratio that an input which costs nothing would reach. Where that is too small too, no input could do
+    it: the network takes more of this machine's time than `least` leaves it.
+    """
 
     what: str
     ratio: Ratio
     least: float
+    free: Ratio | None = None
+    slack: float = 1.0
 
     @property
     def verdict(self) -> str:
-        """met, missed, or not judged."""
+        """met, missed, out of reach, or not judged."""
         if self.ratio.value is None:
             return "not judged"
-        return "met" if self.ratio.value >= self.least else "missed"
+        if self.ratio.value >= self.slack * self.least:
+            return "met"
+        out_of_reach = self.free and self.free.value is not None and self.free.value < self.least
+        return "out of reach" if out_of_reach else "missed"
 
     def __str__(self) -> str:
-        return f"{self.verdict}: {self.what} {self.ratio}, at least {self.least:g}"
+        text = f"{self.verdict}: {self.what} {self.ratio}, at least {self.slack * self.least:g}"
+        return text + (f"; views in memory give {self.free}" if self.verdict == "out of reach" else "")

@@ -102,7 +102,7 @@ class Measured:
             ("speed over lightly as shipped", SHIPPED, OURS, wall and case.over_shipped),
         ]
         return [
-            Target(f"{case.name}: {what}", self.ratio(above, below), least)
+            Target(f"{case.name}: {what}", self.ratio(above, below), least, free=self.ratio(above, MEMORY))
             for what, above, below, least in wanted
             if least
         ]
