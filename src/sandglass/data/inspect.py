@@ -166,7 +166,7 @@ def _packing(contents: Contents, seen: _Seen) -> dict[str, Any]:
         raise Problem("D-109", Exit.CONTENT, "the training images have no contrast")
     if leaked > MAX_LEAKED * counts.get("test", 0):
         what = f"{leaked:,} of {counts['test']:,} test images are training images too"
-        raise Problem("D-110", Exit.CONTENT, what, fix="split the images anew: each in one split only")
+        raise Problem("D-110", Exit.CONTENT, what, fix="keep one of each, named above")
     rule = "" if not cut else f"val is {fraction:.0%} of each class of train (data.val_fraction)"
     return {"counts": counts, "bytes": sum(3 * w * h for w, h in seen.sizes), "rule": rule}
 

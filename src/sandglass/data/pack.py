@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def _pack(
         "std": std,
         "size": written[measured].size,
         "fingerprint": _fingerprint(contents.classes, written),
-        "repeated_test_images": _repeated(written),
+        "repeated_test_images": _repeated(written, lambda split, row: contents.parts[splits[split][0]].name(row)),
         "split_rule": contents.rule,
         "conversions": dict(sorted(contents.notes.items())),
         "skipped": len(bad),
@@ -261,8 +261,11 @@ def _fingerprint(classes: list[str], written: dict[str, _Writer]) -> str:
     return total.hexdigest()
 
 
-def _repeated(written: dict[str, _Writer]) -> dict[str, int]:
-    """How many test images occur, pixel for pixel, in each other split; over 1 % among training images is refused."""
+def _repeated(written: dict[str, _Writer], name: Callable[[str, int], str]) -> dict[str, int]:
+    """How many test images occur, pixel for pixel, in each other split; over 1 % among training images is refused.
+
+    `name` tells an image by split and row.
+    """
     if "test" not in written:
         return {}
     test = written["test"].hashes
@@ -273,12 +276,24 @@ def _repeated(written: dict[str, _Writer]) -> dict[str, int]:
             counts[split] = sum(digest in seen for digest in test)
     trained = counts["train"] + counts.get("val", 0)
     if trained > MAX_LEAKED * len(test):
+        seen_as = {
+            digest: name(split, row)
+            for split in ("train", "val")
+            if split in written
+            for digest, row in zip(written[split].hashes, written[split].rows)
+        }
+        same = [
+            f"{name('test', row)} = {seen_as[digest]}"
+            for digest, row in zip(test, written["test"].rows)
+            if digest in seen_as
+        ]
         raise Problem(
             "D-110",
             Exit.CONTENT,
             f"{trained:,} of {len(test):,} test images are training images too",
+            where="\n".join(same[:5]) + (f"\n(+{len(same) - 5:,} more)" if len(same) > 5 else ""),
             why=f"equal pixel for pixel; more than {MAX_LEAKED:.0%} makes test figures meaningless",
-            fix="split the images anew: each in one split only",
+            fix="keep one of each; sandglass data inspect names all",
             kept="nothing was packed",
         )
     return counts

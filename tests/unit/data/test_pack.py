@@ -211,10 +211,12 @@ def test_test_images_among_the_training_images(tmp_path: Path) -> None:
 def test_validation_images_count_as_training_images_there(tmp_path: Path) -> None:
     source = toy(tmp_path / "source", images=100)
     packed(own("folder"), source, tmp_path / "a", val_fraction=0.5)
-    for i, row in enumerate(np.load(tmp_path / "a/val_rows.npy")[:3]):  # the first hundred rows are cats
+    rows = np.load(tmp_path / "a/val_rows.npy")[:3]  # the first hundred rows are cats
+    for i, row in enumerate(rows):
         (source / f"test/cat/{i:02}.png").write_bytes((source / f"train/cat/{row:02}.png").read_bytes())
     problem = refused(Exit.CONTENT, source, tmp_path / "b", val_fraction=0.5)
     assert problem.what == "3 of 200 test images are training images too"
+    assert problem.where.splitlines() == [f"test/cat/{i:02}.png = train/cat/{row:02}.png" for i, row in enumerate(rows)]
 
 
 def test_a_damaged_archive_packs_nothing(tmp_path: Path, shared_data: Path) -> None:
