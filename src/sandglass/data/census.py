@@ -14,6 +14,9 @@ from sandglass.data.splits import label_fraction, stratified_cut
 from sandglass.runs import read_json
 
 
+ORDER = "train", "val", "test", "unlabelled"  # in which they are told
+
+
 @dataclass(frozen=True)
 class Census:
     """Images by split, and how that is known; `labels` of the training splits where they were read."""
@@ -33,7 +36,7 @@ class Census:
         return sum(self.counts.get(split, 0) for split in splits) if self.counts and share == 1.0 else None
 
     def line(self) -> str:
-        counted = ", ".join(f"{n:,} {split}" for split, n in self.counts.items())
+        counted = ", ".join(f"{self.counts[split]:,} {split}" for split in ORDER if split in self.counts)
         return f"data set {self.name}: {counted or 'not counted'} ({self.known})"
 
 
@@ -58,6 +61,7 @@ def take(entry: Entry, packed: Path, raw: Path, mirror: str | None, val_fraction
         return Census(entry.name, counts, known, labels, "val" in counts)
     if entry.splits:
         where = "embedded" if not entry.source and not entry.by_hand else "at hand" if source else "not yet fetched"
+        where += f", {entry.bytes / 1e6:,.0f} MB" if entry.bytes and not source else ""
         known = f"as published, val not yet cut from train; {where}"
         return Census(entry.name, dict(entry.splits), known, {}, "val" in entry.splits or val_fraction > 0)
     where = f"an archive: sandglass data inspect {source}" if source else f"not yet fetched from {entry.source}"

@@ -32,7 +32,7 @@ from sandglass.errors import Exit, Problem
 # A file that only one layout has, in the folder or in the one folder that an archive wraps its contents in. The layout
 # of Imagenette is that of any folder with train/ and val/.
 MARKS = {"cifar10": "batches.meta", "cifar100": "meta", "stl10": "train_X.bin", "nabirds": "images.txt"}
-SIZES = (32, 64, 96, 128, 224)  # px, of which the largest is proposed that needs no enlarging
+SIZES = (32, 64)  # px of the proposed study, whose backbone is for small images: the largest that needs no enlarging
 MANY = 5  # of a kind are named, the others counted; --json names all
 
 

@@ -52,6 +52,7 @@ CLASSES = (
 WIDTH = 3.6  # inches, shown at 96 px an inch
 POINTS = 300  # a curve is averaged to at most so many
 STYLE: dict[Any, Any] = {
+    "axes.formatter.useoffset": False,  # 1.00003, not 3 and a power of ten in a corner
     "svg.fonttype": "none",
     "svg.hashsalt": "sandglass",
     "text.parse_math": False,  # a name is a name, whatever it contains

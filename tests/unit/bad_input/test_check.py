@@ -68,7 +68,7 @@ def test_the_count_before_packing_is_the_count_of_packing(sandglass, tmp_path):
         picture(tmp_path / f"birds/unlabelled/{i}.png")
     fits = settings("pretrain: {objective: byol, batch_size: 13}, finetune: {init: scratch, batch_size: 10}")
     code, before = sandglass("check", settings=fits)
-    assert code == 0 and "data set birds: 10 train, 12 test, 3 unlabelled, 2 val (counted by name" in before
+    assert code == 0 and "data set birds: 10 train, 2 val, 12 test, 3 unlabelled (counted by name" in before
     assert sandglass("data", settings=fits)[0] == 0
     code, after = sandglass("check", settings=fits)
     counts = {path.name: len(np.load(path)) for path in Path("results/data").glob("*/*_labels.npy")}
