@@ -13,7 +13,6 @@ from sandglass.data.formats import read
 from sandglass.data.splits import label_fraction, stratified_cut
 from sandglass.runs import read_json
 
-
 ORDER = "train", "val", "test", "unlabelled"  # in which they are told
 
 
