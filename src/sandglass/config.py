@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sandglass.errors import Exit, Problem, did_you_mean
 from sandglass.registry import Register, default
@@ -27,17 +28,11 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
 
-def _without_password(source: str) -> str:
-    if re.match(r"[A-Za-z][\w+.-]*://[^/]*@", source):
-        raise ValueError("has a password; runs and reports repeat their settings: fetch the file and name its path")
-    return source
-
-
 class OwnSet(Strict):
     """A data set of the user's own."""
 
     format: Literal["folder", "images", "cifar10", "cifar100", "stl10", "imagenette", "nabirds"]
-    source: Annotated[str, AfterValidator(_without_password)]  # a folder or an archive: path or URL
+    source: str  # a folder or an archive: path or URL
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     licence: str = "not stated"
 
@@ -46,9 +41,7 @@ class Data(Strict):
     """Where data comes from and how it is packed."""
 
     root: str = "data"  # archives are kept in <root>/raw
-    mirror: Annotated[str, AfterValidator(_without_password)] | None = (
-        None  # folder or URL searched before the official address
-    )
+    mirror: str | None = None  # folder or URL searched before the official address
     store_size: Annotated[int, Field(ge=8, le=2048)] | None = None  # px of the shorter side; null: as it comes
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of the training split, cut by recorded indices
     on_bad_image: Literal["error", "skip"] = "error"
@@ -214,7 +207,8 @@ def load(path: Path) -> Params:
     Raises Problem: C-101 (66) no such file; C-1xx (78) anything wrong in it, all mistakes on one screen with lines.
     """
     tree, lines = read(path)
-    found = _model_problems(Params, tree, (), str(path), lines)
+    found = [*_secrets(tree, (), str(path), lines)]  # first, and alone: other mistakes repeat what is wrong
+    found = found or _model_problems(Params, tree, (), str(path), lines)
     if not found:
         found = [*_study_problems(tree, str(path), lines)]
     if found:
@@ -226,6 +220,25 @@ def load(path: Path) -> Params:
             where="\n".join(found[:6]) + more,
         )
     return Params.model_validate(tree)
+
+
+# A password in an address, a key in its query, and tokens by the forms of those who give them out.
+SECRET = re.compile(
+    r"[A-Za-z][\w+.-]*://[^/\s]*@"
+    r"|[?&](X-Amz-Signature|sig|signature|token|access_token|api_?key|key|secret|password)="
+    r"|\b(hf_|gh[pousr]_|github_pat_|glpat-|xox[abp]-|sk-|AKIA|AIza|eyJ[\w-]+\.)[\w-]{16,}",
+    re.IGNORECASE,
+)
+
+
+def _secrets(tree: Any, at: Path_, file: str, lines: Lines) -> Iterator[str]:
+    """Each text that looks like a password or a token, which is not repeated."""
+    if isinstance(tree, str) and SECRET.search(tree):
+        what = "looks like a password or a token; runs and reports repeat their settings: name a fetched file's path"
+        yield f"{file}:{lines.get(at, 1)}: {'.'.join(map(str, at))} {what}"
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in children:
+        yield from _secrets(value, (*at, key), file, lines)
 
 
 def resolve(register: Register, name: str, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -308,8 +321,6 @@ def _tell(error: Any, model: type[BaseModel], at: Path_, file: str, lines: Lines
         return f"{place}unknown key {name}; {did_you_mean(error['loc'][-1], _fields(model, error['loc'][:-1]))}"
     if error["type"] == "missing":
         return f"{place}{name} is missing"
-    if error["type"] == "value_error" and "password" in error["msg"]:
-        return f"{place}{name} {error['ctx']['error']}"  # without repeating it here
     text = error["msg"].replace("Input should be", "should be").replace("String should", "should")
     if error["type"] == "too_short":
         text = "should hold at least one"

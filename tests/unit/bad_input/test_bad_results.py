@@ -121,7 +121,9 @@ def test_an_accuracy_written_by_hand(place, sandglass):
     assert not list(place.glob("results/report/*/index.html"))
 
 
-def test_a_report_with_one_of_two_seeds_says_so(place, sandglass):
+def test_a_report_with_one_of_two_seeds_says_so_and_a_workflow_that_waits_for_all_needs_no_strict_form(
+    place, sandglass
+):
     name = model(place).parent.name
     shutil.rmtree(place / "results" / "finetune" / name)
     shutil.rmtree(place / "state" / "finetune" / name)

@@ -79,7 +79,25 @@ SETTINGS = {  # what is wrong -> the file, and words of the screen
     "a name that is an option": (changed("  toy:", "  -x:"), ["C-110", "the first a letter or digit"]),
     "a password in an address": (
         appended("data: {sets: {own: {format: folder, source: 'https://me:hunter2@example.org/x.tgz'}}}"),
-        ["C-110", "params.yaml:5", "data.sets.own.source has a password", "fetch the file"],
+        [
+            "C-110",
+            "1 mistake",
+            "params.yaml:5",
+            "data.sets.own.source looks like a password or a token",
+            "fetched file",
+        ],
+    ),
+    "a signed address": (
+        appended("data: {mirror: 'https://example.org/?list=1&X-Amz-Signature=hunter2'}"),
+        ["C-110", "data.mirror looks"],
+    ),
+    "a token in a remark, where a run would work and every report repeat it": (
+        changed("{data: digits", "{about: by hf_hunter2hunter2hunter2hunter2, data: digits"),
+        ["C-110", "1 mistake", "studies.toy.about looks like a password or a token"],
+    ),
+    "a token where another mistake would repeat it": (
+        appended("ghp_x: 1\nreport: {title: [ghp_hunter2hunter2hunter2hunter2hunter]}"),
+        ["C-110", "report.title"],
     ),
 }
 
