@@ -101,8 +101,14 @@ class Measured:
             ("speed over lightly's input on our step", LIGHTLY, OURS, wall and case.over_step),
             ("speed over lightly as shipped", SHIPPED, OURS, wall and case.over_shipped),
         ]
+        free = {OURS: MEMORY}  # only an input is excused by what none could reach, not a slow step by itself
         return [
-            Target(f"{case.name}: {what}", self.ratio(above, below), least, free=self.ratio(above, MEMORY))
+            Target(
+                f"{case.name}: {what}",
+                self.ratio(above, below),
+                least,
+                free=self.ratio(above, free[below]) if below in free else None,
+            )
             for what, above, below, least in wanted
             if least
         ]

@@ -94,3 +94,12 @@ def test_flops_are_those_of_two_online_passes_with_gradients_and_two_target_pass
     once = sum(layers) + projector
     online = 3 * (once + predictor) - layers[0]
     assert counted == 2 * online + 2 * once
+
+
+def test_a_slow_step_is_a_miss_and_only_an_input_can_have_its_target_out_of_reach() -> None:
+    case = Case("small", "toy", 32, 8, fraction=0.9, gain=2.0, over_step=3.0)
+    times = {"memory": 1.0, "ours": 1.05, "lightly": 2.5, "lightly as shipped": 4.0, "lightly's step on memory": 1.9}
+    at = speed.Machine(CPU, "wall", 2, 2)
+    found = speed.Measured(case, at, {feed: [value] * 3 for feed, value in times.items()}, 0, 0, 0.0)
+    verdicts = {target.what.split(": ")[1].split(" ")[0]: target.verdict for target in found.targets}
+    assert verdicts == {"fraction": "met", "gain": "missed", "speed": "out of reach"}
