@@ -73,3 +73,16 @@ def test_status_and_watch_tell_the_same(sandglass):
         ["report", "1 waiting"],
     ]
     assert json.loads(sandglass("status", "--json")[1])[0]["status"] == "done"
+
+
+def test_plan_measures_trainings_when_asked(sandglass, tmp_path):
+    byol = "pretrain: {objective: byol, epochs: 2, batch_size: 64, warmup_epochs: 0}"
+    study = f"{{data: digits, size: 32, backbone: toy, seeds: [0], {byol}}}"
+    (tmp_path / "params.yaml").write_text(f"study: toy\nengine: {{device: cpu}}\nstudies: {{toy: {study}}}\n")
+    code, _, err = sandglass("plan", "--measure")
+    assert code == Exit.MISSING and "sandglass data" in err
+    assert sandglass("data")[0] == 0
+    code, out, err = sandglass("plan", "--measure", "--json")
+    cost = next(row["cost"] for row in json.loads(out) if row["stage"] == "pretrain")
+    assert code == 0 and cost["minutes"] > 0 and cost["runs"] == 0 and "measuring pretrain/" in err
+    assert not (tmp_path / "results/pretrain").exists() and not (tmp_path / "state/pretrain").exists()
