@@ -20,6 +20,7 @@ from sandglass import distributed
 from sandglass.auxiliary._base import Auxiliary
 from sandglass.backbones.grid import Encoder, Features
 from sandglass.data.loader import Batch
+from sandglass.engine.attention import written_out
 from sandglass.errors import Exit, Problem
 from sandglass.objectives._base import Objective
 
@@ -80,7 +81,8 @@ class Step:
     def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], list[Features]]:
         device = batch.labels.device.type
         # Losses themselves are in float32. A cast that is kept for the next view could not be recorded (graph.py).
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.half, cache_enabled=False):
+        half = torch.autocast(device, dtype=torch.bfloat16, enabled=self.half, cache_enabled=False)
+        with half, written_out(self.half and device == "cpu" and not _computes_again(self.encoder)):
             features = self.objective.features(self.encoder, batch)
             scalars = self.objective.loss(self.encoder, features, batch)
             total = scalars["loss"]
@@ -91,10 +93,14 @@ class Step:
         return total, {key: value.detach() for key, value in scalars.items()}, features
 
 
+def _computes_again(encoder: Encoder) -> bool:
+    return getattr(encoder.model, "grad_checkpointing", False)
+
+
 @contextmanager
 def _seen_once(encoder: Encoder) -> Iterator[None]:
     """For a backward pass that computes again: running statistics of batch norm do not count that a second time."""
-    again = getattr(encoder.model, "grad_checkpointing", False)
+    again = _computes_again(encoder)
     kept = [b for m in encoder.modules() if again and isinstance(m, _BatchNorm) for b in m.buffers()]
     before = [b.clone() for b in kept]
     yield

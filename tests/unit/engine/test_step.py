@@ -19,9 +19,11 @@ IMAGES, CLASSES, BACKBONE = 8, 4, "vit_tiny_flat"
 ROWWISE = [name for name in OBJECTIVES if OBJECTIVES.get(name).rowwise]
 
 
-def learned(objective="supervised", auxiliaries=(), parts=1, backbone=BACKBONE, steps=2, checkpointing=False):
+def learned(
+    objective="supervised", auxiliaries=(), parts=1, backbone=BACKBONE, steps=2, checkpointing=False, half=False
+):
     """Everything with a state after some steps, in float64 if there is no task, and the last step's figures."""
-    dtype = torch.float32 if auxiliaries else torch.float64  # drloc's head insists
+    dtype = torch.float32 if auxiliaries or half else torch.float64  # drloc's head insists
     torch.manual_seed(0)
     encoder = build(backbone, 32, CLASSES if objective == "supervised" else 0, [0.5] * 3, [0.25] * 3).to(dtype)
     own = OBJECTIVES.get(objective)(encoder, resolve(OBJECTIVES, objective, {}), CLASSES).to(dtype)
@@ -31,7 +33,7 @@ def learned(objective="supervised", auxiliaries=(), parts=1, backbone=BACKBONE, 
         checkpoint_activations(encoder, tasks)
     groups = optim.parameter_groups(modules, 0.0)
     optimizer = optim.build(groups, "sgd", 0.5, 0.9)
-    step = Step(encoder, own, tasks, optimizer, clip_norm=1.0, half=False, parts=parts)
+    step = Step(encoder, own, tasks, optimizer, clip_norm=1.0, half=half, parts=parts)
     for number in range(steps):
         torch.manual_seed(number)
         seen = step(batches(own.views[0], number, parts, dtype))
@@ -98,6 +100,15 @@ def test_it_is_computed_again():
     checkpoint_activations(encoder, {})
     encoder(torch.rand(2, 3, 32, 32)).pooled.sum().backward()
     assert calls.count("inner") == 2
+
+
+@pytest.mark.parametrize(("half", "checkpointing"), [(False, False), (True, False), (True, True)])
+def test_in_bfloat16_attention_is_written_out_but_not_where_it_is_computed_again(half, checkpointing):
+    with torch.profiler.profile() as profile:
+        _, seen = learned(half=half, checkpointing=checkpointing, steps=1)
+    called = [event.key for event in profile.key_averages()]
+    assert any("flash_attention_for_cpu_backward" in name for name in called) == (not half or checkpointing)
+    assert torch.isfinite(seen.loss) and seen.loss.dtype == torch.float32
 
 
 # ------------------------------------------------------------------------------------------------- in the loop
