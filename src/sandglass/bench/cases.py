@@ -39,10 +39,21 @@ _SMALL_HEADS = {"hidden": 256, "out": 64}
 CASES = {
     case.name: case
     for case in (
-        Case("tiny32", "resnet_toy", 32, 128, _TINY, _SMALL_HEADS, fraction=0.85, over_step=3.0, over_shipped=5.0),
+        Case(
+            "tiny32",
+            "resnet_toy",
+            32,
+            128,
+            _TINY,
+            _SMALL_HEADS,
+            steps=24,
+            fraction=0.85,
+            over_step=3.0,
+            over_shipped=5.0,
+        ),
         Case("tiny96", "resnet_toy", 96, 64, _TINY, _SMALL_HEADS, steps=4, fraction=0.80),
-        Case("resnet18", "resnet18_small", 32, 32, steps=2, fraction=0.97, gain=2.0),
-        Case("vit15m", "vit312", 32, 16, steps=2, fraction=0.97, gain=1.5),
+        Case("resnet18", "resnet18_small", 32, 128, steps=2, fraction=0.97, gain=2.0),
+        Case("vit15m", "vit312", 32, 32, steps=2, fraction=0.97, gain=1.5),
         Case("resnet18_32px", "resnet18_small", 32, 128, steps=400, on="cuda", fraction=0.90),
         Case("vit15m_32px", "vit312", 32, 128, steps=400, on="cuda", fraction=0.90),
         Case("resnet18_128px", "resnet18", 128, 256, steps=200, on="cuda", fraction=0.85),

@@ -49,14 +49,15 @@ class Ratio:
 class Target:
     """What a ratio should be at least, but for `slack` of it.
 
-    `free` is the ratio that an input which costs nothing would reach. Where that is too small too, no input could do
-    it: the network takes more of this machine's time than `least` leaves it.
+    `bound` is the most that it could be here, and `bound_is` what was measured for that. Where even this is too small,
+    the target is out of reach: the machine's doing, and not ours.
     """
 
     what: str
     ratio: Ratio
     least: float
-    free: Ratio | None = None
+    bound: Ratio | None = None
+    bound_is: str = ""
     slack: float = 1.0
 
     @property
@@ -66,9 +67,9 @@ class Target:
             return "not judged"
         if self.ratio.value >= self.slack * self.least:
             return "met"
-        out_of_reach = self.free and self.free.value is not None and self.free.value < self.least
+        out_of_reach = self.bound and self.bound.value is not None and self.bound.value < self.least
         return "out of reach" if out_of_reach else "missed"
 
     def __str__(self) -> str:
         text = f"{self.verdict}: {self.what} {self.ratio}, at least {self.slack * self.least:g}"
-        return text + (f"; views in memory give {self.free}" if self.verdict == "out of reach" else "")
+        return text + (f"; {self.bound_is} alone: {self.bound}" if self.verdict == "out of reach" else "")

@@ -41,10 +41,11 @@ def attend(
     *,
     scale: float | None = None,
 ) -> Tensor:
-    """(..., N, d), (..., M, d), (..., M, e) to (..., N, e). A mask (..., N, M) is added, or, if bool, says who sees whom."""
+    """(..., N, d), (..., M, d), (..., M, e) to (..., N, e). A mask (..., N, M) is added; a bool says who is seen."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(query.device.type, enabled=False):
-        scores = (query.float() * scale) @ key.float().transpose(-2, -1)
+        query, key = (t.to(torch.float32, memory_format=torch.contiguous_format) for t in (query, key))
+        scores = (query * scale) @ key.transpose(-2, -1)
         if attn_mask is not None:
             seen = attn_mask.dtype == torch.bool
             scores = scores.masked_fill(~attn_mask, -torch.inf) if seen else scores + attn_mask

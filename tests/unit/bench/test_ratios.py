@@ -31,11 +31,11 @@ def test_verdicts(values: tuple[float, ...], verdict: str, code: int, capsys: py
 
 def test_what_a_free_input_would_miss_too_is_out_of_reach_and_no_failure() -> None:
     """Lightly takes 2.5, our step alone 1.0: no input makes it three times as fast, while 2.2 is for ours to mend."""
-    ours, free = Ratio.of([2.5, 2.5], [1.1, 1.1]), Ratio.of([2.5, 2.5], [1.0, 1.0])
-    beyond, within = Target("speed", ours, 3.0, free), Target("speed", ours, 2.4, free)
+    ours, most = Ratio.of([2.5, 2.5], [1.1, 1.1]), Ratio.of([2.5, 2.5], [1.0, 1.0])
+    beyond, within = (Target("speed", ours, least, most, "views in memory") for least in (3.0, 2.4))
     assert beyond.verdict == "out of reach" and judge([beyond]) == 0
     assert within.verdict == "missed" and judge([within]) == judge([beyond, within]) == 1
-    assert str(beyond).endswith("at least 3; views in memory give 2.50 (2.50-2.50)")
+    assert str(beyond).endswith("at least 3; views in memory alone: 2.50 (2.50-2.50)")
     assert Target("speed", ours, 3.0, Ratio((2.0, 3.5))).verdict == "missed", "a disputed limit excuses nothing"
 
 

@@ -1,14 +1,16 @@
 """Feeds take turns in the real loop: what is counted, and that all give the step the same."""
 
 import itertools
+from collections import Counter
 from contextlib import nullcontext
 from statistics import median
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sandglass.bench import speed
+from sandglass.bench import kernels, speed
 from sandglass.bench.cases import Case
 from sandglass.bench.photographs import pack_windows
 from sandglass.data.loader import Clock, Split, open_split
@@ -71,7 +73,14 @@ def test_all_feeds_give_the_step_the_same_shapes(split: Split) -> None:
 @pytest.mark.parametrize(("clock", "workers"), [("cpu", 0), ("wall", 1)])
 def test_a_reduced_measurement(split: Split, clock: str, workers: int) -> None:
     found = speed.measure(CASE, split, speed.Machine(CPU, clock, 1, workers), rounds=2, steps=2)
-    assert list(found.times) == ["memory", "lightly", "ours", "lightly as shipped", "lightly's step on memory"]
+    assert list(found.times) == [
+        "memory",
+        "lightly",
+        "ours",
+        "lightly as shipped",
+        "lightly's step on memory",
+        speed.KERNELS,
+    ]
     assert all(len(times) == 2 and min(times) > 0 for times in found.times.values())
     rows = {row["feed"]: row for row in found.rows(peak=1e12)}
     for feed, row in rows.items():
@@ -96,10 +105,38 @@ def test_flops_are_those_of_two_online_passes_with_gradients_and_two_target_pass
     assert counted == 2 * online + 2 * once
 
 
-def test_a_slow_step_is_a_miss_and_only_an_input_can_have_its_target_out_of_reach() -> None:
+@pytest.mark.parametrize(("kernels", "verdict"), [(0.9, "missed"), (0.97, "out of reach")])
+def test_a_slow_step_is_a_miss_unless_its_kernels_alone_are_too_slow(kernels: float, verdict: str) -> None:
+    """1.9 / 0.9 is more than the 2 that are asked for, 1.9 / 0.97 is less; the input could not reach 3 either way."""
     case = Case("small", "toy", 32, 8, fraction=0.9, gain=2.0, over_step=3.0)
     times = {"memory": 1.0, "ours": 1.05, "lightly": 2.5, "lightly as shipped": 4.0, "lightly's step on memory": 1.9}
+    times[speed.KERNELS] = kernels
     at = speed.Machine(CPU, "wall", 2, 2)
     found = speed.Measured(case, at, {feed: [value] * 3 for feed, value in times.items()}, 0, 0, 0.0)
     verdicts = {target.what.split(": ")[1].split(" ")[0]: target.verdict for target in found.targets}
-    assert verdicts == {"fraction": "met", "gain": "missed", "speed": "out of reach"}
+    assert verdicts == {"fraction": "met", "gain": verdict, "speed": "out of reach"}
+
+
+class Asked(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names[func.__name__.partition(".")[0]] += 1
+        self.types |= {a.dtype for a in args if isinstance(a, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+def test_kernels_are_those_of_the_step_and_in_bfloat16_though_the_step_is_not(split: Split) -> None:
+    """The toy's three convolutions: twice forward and backward for the student, twice forward for the target. Linear
+    maps: four of the student twice, with two products more each for their gradients, and two of the target twice."""
+    task = speed._task(CASE, split, CPU)
+    batch = speed._resident(task, CPU)[0]
+    again = kernels.alone(lambda: speed._pass(task, batch))
+    with Asked() as asked:
+        again()
+    products = asked.names.pop("mm") + asked.names.pop("addmm")
+    assert asked.names == {"convolution": 3 * (2 + 2), "convolution_backward": 3 * 2}
+    assert products == 2 * (4 + 2 * 4) + 2 * 2 and asked.types == {torch.bfloat16}

@@ -1,0 +1,57 @@
+"""What no step can beat: its convolutions and linear maps by themselves, forward and backward, in bfloat16.
+
+They are those that a step asks torch for, with random numbers of the same shapes, each as often as in the step and with
+nothing between them; convolutions with channels last. What the step's own precision and layout are does not matter, so
+a step that loses either does not move its own floor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+HALF = torch.bfloat16
+CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+
+
+def alone(run: Callable[[], Any]) -> Callable[[], None]:
+    """All convolutions and matrix products that `run` asks for, to be computed again without the rest."""
+    with _Asked() as asked, torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        run()
+
+    def again() -> None:
+        for key, times in asked.times.items():
+            function, arguments = asked.calls[key]
+            for _ in range(times):
+                function(*arguments)
+
+    return again
+
+
+class _Asked(TorchDispatchMode):
+    """The calls by their shapes: how often, and one of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: Counter[str] = Counter()
+        self.calls: dict[str, tuple[Any, list[Any]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in CONVOLUTIONS + PRODUCTS:
+            key = str((func, [(a.shape, a.stride()) if isinstance(a, Tensor) else a for a in args]))
+            if key not in self.calls:
+                self.calls[key] = func, [_like(a) if isinstance(a, Tensor) else a for a in args]
+            self.times[key] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Random numbers in bfloat16 of this shape: maps with channels last, matrices transposed as they were."""
+    numbers = torch.empty_like(tensor, dtype=HALF).normal_()
+    return numbers.contiguous(memory_format=torch.channels_last) if numbers.ndim == 4 else numbers
