@@ -1,4 +1,5 @@
-"""On a GPU: is a recorded step the usual one, and what does it gain? Four networks, supervised and BYOL, at 32 px.
+"""On a GPU: is a recorded step the usual one, and what does it gain? Four networks at 32 px: supervised, alone and with
+DRLoc and Masked Embedding, and BYOL.
 
     python benchmarks/gpu_check.py [--batch 128]
 
@@ -18,6 +19,7 @@ import time
 
 import torch
 
+from sandglass.auxiliary import AUXILIARY
 from sandglass.backbones.grid import build
 from sandglass.config import resolve
 from sandglass.data.loader import Batch, step_generator
@@ -27,7 +29,8 @@ from sandglass.engine.step import Step
 from sandglass.errors import Exit
 from sandglass.objectives import OBJECTIVES
 
-NETS, KINDS = ("resnet18_small", "vit312", "t2t312", "cvt312"), ("supervised", "byol")
+NETS = ("resnet18_small", "vit312", "t2t312", "cvt312")
+KINDS = {"supervised": (), "supervised+tasks": ("drloc", "masked_embedding"), "byol": ()}  # auxiliary tasks of each
 STEPS, ROUNDS, SECONDS = 12, 7, 1.0
 ROUNDING = 2.0**-8  # of bfloat16
 
@@ -37,11 +40,15 @@ class Training:
 
     def __init__(self, net: str, kind: str, batch: int, device: torch.device, record: Record | None) -> None:
         torch.manual_seed(0)
-        self.encoder = build(net, 32, 10 if kind == "supervised" else 0, [0.5] * 3, [0.25] * 3).to(device)
-        self.objective = OBJECTIVES.get(kind)(self.encoder, resolve(OBJECTIVES, kind, {}), 10).to(device)
-        modules = torch.nn.ModuleList([self.encoder, self.objective]).train()
+        objective = kind.partition("+")[0]
+        self.encoder = build(net, 32, 10 if objective == "supervised" else 0, [0.5] * 3, [0.25] * 3).to(device)
+        self.objective = OBJECTIVES.get(objective)(self.encoder, resolve(OBJECTIVES, objective, {}), 10).to(device)
+        tasks = {
+            name: AUXILIARY.get(name)(self.encoder, resolve(AUXILIARY, name, {})).to(device) for name in KINDS[kind]
+        }
+        modules = torch.nn.ModuleList([self.encoder, self.objective, *tasks.values()]).train()
         optimizer = optim.build(optim.parameter_groups(modules, 0.05), "adamw", 5e-4, 0.9)
-        step = Step(self.encoder, self.objective, {}, optimizer, 3.0, half=device.type == "cuda")
+        step = Step(self.encoder, self.objective, tasks, optimizer, 3.0, half=device.type == "cuda")
         self.step = Recorded(step, record) if record else step
         count = self.objective.views[0]
         self.views = [[torch.rand(batch, 3, 32, 32, device=device) for _ in range(count)] for _ in range(4)]
@@ -100,7 +107,7 @@ def row(net: str, kind: str, batch: int, device: torch.device, record: Record, s
     usual, recorded = speed(net, kind, batch, device, record, seconds)
     ratios = [a / b for a, b in zip(usual, recorded, strict=True)]
     own, other = statistics.median(usual), statistics.median(recorded)
-    text = f"{net:16}{kind:12}{noise:10.1e}{off:10.1e}{own:10.2f}{other:10.2f}"
+    text = f"{net:16}{kind:18}{noise:10.1e}{off:10.1e}{own:10.2f}{other:10.2f}"
     text += f"{statistics.median(ratios):8.2f} ({min(ratios):.2f} .. {max(ratios):.2f}){1000 * batch / other:12,.0f}"
     return text + ("" if right else "  ANOTHER STEP"), right
 
@@ -114,7 +121,7 @@ def main() -> int:
         return int(Exit.MISSING)
     device = torch.device("cuda")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {batch}, bfloat16, {ROUNDS} rounds")
-    print("network         objective    usual +-  recorded  ms usual  ms recorded   ratio (spread)    images/s")
+    print("network         objective          usual +-  recorded  ms usual  ms recorded   ratio (spread)    images/s")
     right = True
     for net in NETS:
         for kind in KINDS:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sandglass.auxiliary._grid import rank
 from sandglass.backbones.grid import Encoder
 from sandglass.data.loader import Batch
 from sandglass.errors import Exit, Problem
@@ -45,8 +46,13 @@ class Auxiliary(nn.Module, ABC):
     def loss(self, encoder: Encoder, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
         """grid (B,C,h,w) of the batch's first view -> {"loss": float32 scalar with gradient, named scalars without}.
 
-        The loss is not yet weighted. All randomness comes through `batch.drawn`.
+        The loss is not yet weighted. All randomness comes through `batch.drawn`, in functions of nothing but their
+        arguments and settings, and nothing else may differ from step to step: on a GPU a step is recorded.
         """
+
+    def monitor(self, grid: Tensor) -> dict[str, Tensor]:
+        """What is told at log steps only, as it makes a GPU wait: scalars of the grid that `loss` was given."""
+        return {"effective_rank": rank(grid)}
 
     def after_step(self, encoder: Encoder, progress: float) -> None:
         """Called after each update of the weights, with the share of the run that is done."""

@@ -1,5 +1,6 @@
 """What a task on the grid may do to it without being seen in the loss: shrink it, flatten it, or make it a code of
-places that is the same for every image. Four figures tell these apart."""
+places that is the same for every image. Four figures tell these apart; the fourth, `rank`, is asked at log steps only,
+as it makes a GPU wait."""
 
 from __future__ import annotations
 
@@ -8,7 +9,6 @@ from torch import Tensor, nn
 
 from sandglass.objectives._parts import effective_rank
 
-RANK_EVERY = 50  # calls; singular values make a GPU wait
 RANK_CELLS = 256  # of a batch, evenly spaced
 COLLAPSED_BELOW = 0.1  # of the first epoch's deviation over the batch
 
@@ -19,33 +19,23 @@ class GridWatch(nn.Module):
     first_spread: Tensor
     spread_sum: Tensor
     spread_count: Tensor
-    rank: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         for name in ("first_spread", "spread_sum", "spread_count"):
             self.register_buffer(name, torch.zeros(()))
-        self.register_buffer("rank", torch.ones(()))
-        self.calls = 0
 
     @torch.no_grad()
     def forward(self, grid: Tensor) -> dict[str, Tensor]:
-        """(B,C,h,w) -> size, mean deviation over positions and over images, effective rank (last measured)."""
-        tokens = grid.detach().float().flatten(2).transpose(1, 2).contiguous()  # (B,hw,C)
+        """(B,C,h,w) -> size, and mean deviation over positions and over images."""
+        tokens = _tokens(grid)
         spread = _deviation(tokens, 0)
         self.spread_sum += spread
         self.spread_count += 1
-        if self.calls % RANK_EVERY == 0:
-            cells = tokens.flatten(0, 1)
-            kept = min(RANK_CELLS, len(cells))
-            rows = torch.arange(kept, device=cells.device) * (len(cells) - 1) // max(1, kept - 1)
-            self.rank.copy_(effective_rank(cells[rows]))
-        self.calls += 1
         return {
             "rms": tokens.square().mean().sqrt(),
             "std_positions": _deviation(tokens, 1),
             "std_batch": spread,
-            "effective_rank": self.rank.clone(),
         }
 
     def collapsed(self) -> bool:
@@ -59,12 +49,19 @@ class GridWatch(nn.Module):
             self.first_spread.copy_(spread)
         return bool(spread < COLLAPSED_BELOW * self.first_spread)
 
-    def get_extra_state(self) -> Tensor:
-        """The number of calls is in `state_dict`, so that a resumed run measures the rank at the same steps."""
-        return torch.tensor(self.calls)
 
-    def set_extra_state(self, state: Tensor) -> None:
-        self.calls = int(state)
+@torch.no_grad()
+def rank(grid: Tensor) -> Tensor:
+    """The effective rank of some cells of a grid (B,C,h,w)."""
+    cells = _tokens(grid).flatten(0, 1)
+    kept = min(RANK_CELLS, len(cells))
+    rows = torch.arange(kept, device=cells.device) * (len(cells) - 1) // max(1, kept - 1)
+    return effective_rank(cells[rows])
+
+
+def _tokens(grid: Tensor) -> Tensor:
+    """(B,C,h,w) -> float32 (B,hw,C), without gradient."""
+    return grid.detach().float().flatten(2).transpose(1, 2).contiguous()
 
 
 def _deviation(tokens: Tensor, axis: int) -> Tensor:

@@ -81,8 +81,7 @@ class Jigsaw(Auxiliary):
     def loss(self, encoder: Encoder, grid: Tensor, batch: Batch) -> dict[str, Tensor]:
         """ "over_chance": the loss over ln N; "accuracy" of the best guesses, 1/N by chance. `grid` is not asked."""
         view = batch.views[0]
-        order = batch.drawn(lambda n, generator: torch.rand(n, self.cells, generator=generator)).argsort(1)
-        origin = order[:, : self.kept].to(view.device, non_blocking=True)
+        origin = batch.drawn(self.draw).to(view.device, non_blocking=True)
         looker = encoder if self.untrained is None else self.untrained
         with looking_again(looker):
             guess = single(self.head(self.see(looker, view, origin)))
@@ -92,6 +91,10 @@ class Jigsaw(Auxiliary):
             "over_chance": loss.detach() / math.log(self.cells),
             "accuracy": (guess.argmax(2) == origin).float().mean(),
         }
+
+    def draw(self, images: int, generator: torch.Generator) -> Tensor:
+        """The cells that are shown of each image, in their order there: int64 (images,v)."""
+        return torch.rand(images, self.cells, generator=generator).argsort(1)[:, : self.kept]
 
     def see(self, encoder: Encoder, view: Tensor, origin: Tensor) -> Tensor:
         """What the encoder says of cells (B,v) of a view in [0,1], in this order: (B,v,C)."""

@@ -57,6 +57,10 @@ class Batch:
         """These images' rows of `draw(images, generator)`, drawn for the whole batch: sharing it changes no draw."""
         return draw(len(self.index) * self.processes, self.generator).chunk(self.processes)[self.rank]
 
+    def now(self, value: Callable[[float], float]) -> float | Tensor:
+        """`value` at this step's progress in [0, 1); a tensor where steps are recorded (engine/graph.py)."""
+        return value(self.clock.progress)
+
 
 class Split:
     """One packed split, memory-mapped: `labels` int64 (N,), -1 for none; `info`, the sidecar of its data set."""

@@ -88,7 +88,7 @@ class Step:
             total = scalars["loss"]
             for name, auxiliary in self.auxiliaries.items():
                 extra = auxiliary.loss(self.encoder, features[0].grid, batch)
-                total = total + auxiliary.weight_at(batch.clock.progress) * extra["loss"]
+                total = total + batch.now(auxiliary.weight_at) * extra["loss"]
                 scalars |= {f"{name}/{key}": value for key, value in extra.items()}
         return total, {key: value.detach() for key, value in scalars.items()}, features
 

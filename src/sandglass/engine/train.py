@@ -177,6 +177,9 @@ def train(
                 _refuse_non_finite(unchecked, state, optimizer)
             if step % engine.log_every_steps == 0 or step in (1, steps):
                 watched = seen.scalars | task.objective.monitor(seen.features, seen.batch)
+                for name, auxiliary in task.auxiliaries.items():
+                    told = auxiliary.monitor(seen.features[0].grid)
+                    watched |= {f"{name}/{key}": value for key, value in told.items()}
                 numbers = [value.float().clone() for value in watched.values()]
                 distributed.average(numbers)
                 values = dict(zip(watched, torch.stack(numbers).tolist(), strict=True))

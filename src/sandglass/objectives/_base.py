@@ -40,7 +40,7 @@ class Objective(nn.Module, ABC):
     needs_labels = False
     views: tuple[int, float] = (2, 2)  # how many of an image it takes, at least and at most
     rowwise = False  # the loss is the mean over images of what each says alone; `loss` changes no state
-    static = False  # `loss` is the same operations at every step: it draws nothing, asks no clock, changes no state
+    static = False  # the same operations at every step, but for what `batch.drawn` gives: no clock, no state
     together = False  # batch norm sees all views of one size at once, instead of every view by itself
     undecayed_rate: tuple[str, ...] = ()  # prefixes of its parameters whose learning rate keeps its peak
     kept: tuple[str, ...] = ()  # prefixes of its own state that `assign` needs after training

@@ -46,9 +46,11 @@ class Hiding:
 
     def draw(self, batch: Batch) -> Tensor:
         """bool (B, n) where the views are, True is hidden; patches row by row."""
-        order = batch.drawn(lambda n, generator: torch.rand(n, self.patches, generator=generator)).argsort(1)
-        hidden = torch.zeros(order.shape, dtype=torch.bool).scatter_(1, order[:, : self.count], True)
-        return hidden.to(batch.views[0].device, non_blocking=True)
+        return batch.drawn(self._drawn).to(batch.views[0].device, non_blocking=True)
+
+    def _drawn(self, images: int, generator: torch.Generator) -> Tensor:
+        order = torch.rand(images, self.patches, generator=generator).argsort(1)
+        return torch.zeros(order.shape, dtype=torch.bool).scatter_(1, order[:, : self.count], True)
 
 
 class Filled(nn.Module):

@@ -53,6 +53,7 @@ class MaskedImage(Objective):
     Raises Problem T-161 or T-163 where nothing can be hidden as asked (see `Hiding`).
     """
 
+    static = True
     rowwise = True
     views = (1, 1)
     alarm = 0.02  # pooled features have much in common, and no norm takes it away before they are watched

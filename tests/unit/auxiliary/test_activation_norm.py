@@ -61,6 +61,7 @@ def test_it_has_no_parameters_and_a_small_grid_is_no_collapse() -> None:
 
 def test_the_same_grid_has_the_same_figures_in_every_task() -> None:
     grid = torch.randn(5, 12, 3, 4)
-    seen = [task(name).loss(None, grid, batch_of(5)) for name in ("activation_norm", "drloc", "masked_embedding")]
+    tasks = [task(name) for name in ("activation_norm", "drloc", "masked_embedding")]
+    seen = [one.loss(None, grid, batch_of(5)) | one.monitor(grid) for one in tasks]
     for figure in FIGURES:
         assert len({float(answers[figure]) for answers in seen}) == 1

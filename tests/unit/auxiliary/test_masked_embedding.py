@@ -243,7 +243,8 @@ def test_effective_rank_equals_its_definition() -> None:
 
 
 def test_a_constant_grid_rings_every_bell() -> None:
-    seen = task().loss(None, torch.full((4, 12, 4, 4), 0.3), batch_of(4))
+    me, grid = task(), torch.full((4, 12, 4, 4), 0.3)
+    seen = me.loss(None, grid, batch_of(4)) | me.monitor(grid)
     assert float(seen["std_positions"]) < 1e-6 and float(seen["std_batch"]) < 1e-6
     assert float(seen["effective_rank"]) == 1
     assert float(seen["rms"]) == pytest.approx(0.3)

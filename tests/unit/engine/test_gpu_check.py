@@ -25,7 +25,7 @@ def test_without_a_gpu_one_line_says_so(repo):
     assert done.stderr.splitlines() == ["no GPU is visible: nothing was checked"]
 
 
-@pytest.mark.parametrize("kind", ["supervised", "byol"])
+@pytest.mark.parametrize("kind", ["supervised", "supervised+tasks", "byol"])
 def test_the_same_step_passes(script, kind):
     text, right = script.row("toy", kind, 4, torch.device("cpu"), lambda run: run, 0.0)
     assert right and kind in text and "ANOTHER" not in text

@@ -6,16 +6,20 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sandglass.auxiliary import AUXILIARY
 from sandglass.backbones.grid import build
 from sandglass.config import Engine, resolve
 from sandglass.data.loader import Batch, Clock, step_generator
-from sandglass.engine import optim
+from sandglass.engine import graph, optim
 from sandglass.engine.graph import WARM, Recorded, recordable
 from sandglass.engine.step import Step
 from sandglass.objectives import OBJECTIVES
 
 IMAGES, CLASSES, STEPS = 8, 4, 7
 STATIC = [name for name in OBJECTIVES if OBJECTIVES.get(name).static]
+TASKS = [
+    (name, {"preset": preset} if preset else {}) for name in AUXILIARY for preset in (None, *AUXILIARY.presets(name))
+] + [("drloc", {"form": form}) for form in ("ce", "cbr", "circular")]
 
 
 class Tape(TorchDispatchMode):
@@ -64,15 +68,19 @@ def taped(state):
     return record
 
 
-def made(objective, optimizer, record, half=False, backbone="toy"):
+def made(objective, optimizer, record, half=False, backbone="toy", auxiliaries=()):
     torch.manual_seed(0)
     encoder = build(backbone, 32, CLASSES if objective == "supervised" else 0, [0.5] * 3, [0.25] * 3)
     settings = resolve(OBJECTIVES, objective, {})
     settings |= {key: 16 for key, value in settings.items() if type(value) is int and value > 16}
     own = OBJECTIVES.get(objective)(encoder, settings, CLASSES)
-    modules = torch.nn.ModuleList([encoder, own]).train()
+    tasks = {
+        name: AUXILIARY.get(name)(encoder, resolve(AUXILIARY, name, values))
+        for name, values in dict(auxiliaries).items()
+    }
+    modules = torch.nn.ModuleList([encoder, own, *tasks.values()]).train()
     chosen = optim.build(optim.parameter_groups(modules, 0.05), optimizer, 0.1, 0.9)
-    step = Step(encoder, own, {}, chosen, clip_norm=3.0, half=half)
+    step = Step(encoder, own, tasks, chosen, clip_norm=3.0, half=half)
 
     def state():
         return [*modules.state_dict().values(), *(x for p in chosen.state.values() for x in p.values())]
@@ -83,8 +91,9 @@ def made(objective, optimizer, record, half=False, backbone="toy"):
         optim.set_rates(chosen, 0.01, 1.0 / (number + 1))
         torch.manual_seed(number)  # drop-path
         seen = make([batch_of(own, number)])
-        own.after_step(encoder, number / STEPS)
-        losses.append((seen.loss.clone(), seen.scalars["gradient_norm"].clone(), seen.pooled.clone()))
+        for taught in (own, *tasks.values()):
+            taught.after_step(encoder, number / STEPS)
+        losses.append((seen.loss.clone(), seen.pooled.clone(), {key: x.clone() for key, x in seen.scalars.items()}))
     return losses, [x.clone() for x in state()], make
 
 
@@ -101,7 +110,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize(
     ("objective", "optimizer", "half", "backbone"),
-    [(name, "adamw", False, "toy") for name in STATIC]
+    [(name, "adamw", False, "vit_tiny_flat" if name == "masked_image" else "toy") for name in STATIC]
     + [("byol", "sgd", False, "toy"), ("byol", "lars", False, "toy"), ("byol", "adamw", True, "resnet_toy")]
     + [("supervised", "adam", False, "vit_tiny_flat")],
 )
@@ -113,11 +122,36 @@ def test_played_steps_are_the_usual_ones_to_the_bit(objective, optimizer, half, 
     assert len({float(loss) for loss, *_ in played}) == STEPS  # every batch was another
 
 
-@pytest.mark.parametrize("objective", ["masked_image", "moco_v2"])
-def test_what_is_not_static_would_be_noticed(objective):
-    assert not OBJECTIVES.get(objective).static
-    backbone = "vit_tiny_flat" if objective == "masked_image" else "toy"
-    usual, played = (made(objective, "adamw", record, backbone=backbone)[:2] for record in (False, True))
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("auxiliary", "values"), TASKS)
+def test_what_an_auxiliary_task_draws_and_weighs_is_that_of_the_batch(auxiliary, values, half):
+    """Its weight rises and falls, but for presets that keep it; no two batches are drawn alike."""
+    values = {"lambda_schedule": "warmup_decay"} | values
+    found = [made("supervised", "adamw", record, half, "resnet_toy", {auxiliary: values}) for record in (False, True)]
+    (usual, usual_state, _), (played, played_state, make) = found
+    assert make.play is not None and equal(usual, played) and equal(usual_state, played_state)
+    assert len({float(scalars[f"{auxiliary}/loss"]) for *_, scalars in played}) == STEPS
+
+
+def test_two_tasks_are_asked_in_their_order():
+    both = {"drloc": {}, "masked_embedding": {"target": "ema"}}
+    (usual, *_), (played, *_) = (made("byol", "adamw", record, auxiliaries=both) for record in (False, True))
+    assert equal(usual, played)
+
+
+def test_what_is_not_static_would_be_noticed():
+    assert not OBJECTIVES.get("moco_v2").static
+    usual, played = (made("moco_v2", "adamw", record)[:2] for record in (False, True))
+    assert not equal(usual, played)
+
+
+@pytest.mark.parametrize("question", ["drawn", "now"])
+def test_a_question_that_is_answered_for_one_batch_alone_would_be_noticed(monkeypatch, question):
+    tasks = {"drloc": {"lambda_schedule": "warmup_decay"}}
+    usual, *_ = made("supervised", "adamw", False, auxiliaries=tasks)
+    as_it_was = lambda still, ask: torch.from_numpy(next(still.answers).numpy().copy())  # noqa: E731
+    monkeypatch.setattr(graph._Still, question, as_it_was)
+    played, *_ = made("supervised", "adamw", True, auxiliaries=tasks)
     assert not equal(usual, played)
 
 
