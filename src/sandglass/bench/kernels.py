@@ -1,8 +1,8 @@
 """What no step can beat: its convolutions and linear maps by themselves, forward and backward, in bfloat16.
 
-They are those that a step asks torch for, with random numbers of the same shapes, each as often as in the step and with
-nothing between them; convolutions with channels last. What the step's own precision and layout are does not matter, so
-a step that loses either does not move its own floor.
+They are those that a step asks torch for, with random numbers in the same shapes and layouts, each as often as in the
+step and with nothing between them. What precision the step is in does not matter: one that lost bfloat16 would not move
+its own floor. Layouts are kept, as some networks cannot have channels last (backbones/grid.py).
 """
 
 from __future__ import annotations
@@ -46,12 +46,7 @@ class _Asked(TorchDispatchMode):
         if func in CONVOLUTIONS + PRODUCTS:
             key = str((func, [(a.shape, a.stride()) if isinstance(a, Tensor) else a for a in args]))
             if key not in self.calls:
-                self.calls[key] = func, [_like(a) if isinstance(a, Tensor) else a for a in args]
+                numbers = [torch.empty_like(a, dtype=HALF).normal_() if isinstance(a, Tensor) else a for a in args]
+                self.calls[key] = func, numbers
             self.times[key] += 1
         return func(*args, **(kwargs or {}))
-
-
-def _like(tensor: Tensor) -> Tensor:
-    """Random numbers in bfloat16 of this shape: maps with channels last, matrices transposed as they were."""
-    numbers = torch.empty_like(tensor, dtype=HALF).normal_()
-    return numbers.contiguous(memory_format=torch.channels_last) if numbers.ndim == 4 else numbers

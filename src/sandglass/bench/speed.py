@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,6 +50,7 @@ OURS, LIGHTLY, MEMORY = "ours", "lightly", "memory"  # fed to our step
 SHIPPED, SHIPPED_MEMORY = "lightly as shipped", "lightly's step on memory"
 KERNELS = "convolutions and linear maps"  # of our step, and nothing else
 RESIDENT = 4  # batches of views that are kept
+OTHERS = 25  # % of all cores that others may use before CPU seconds are counted
 
 Turn = Callable[[], AbstractContextManager[Source]]
 
@@ -70,13 +72,15 @@ class Machine:
 
 
 def machine(clock: str) -> Machine:
-    """`auto`: CPU seconds when more than half the cores are busy already, else, and on a GPU, the wall clock."""
+    """`auto`: CPU seconds where others use the machine, which is watched for two seconds of doing nothing; else, and on
+    a GPU, the wall clock. (The load average still has this command's predecessors in it.)"""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cores = len(os.sched_getaffinity(0))
     if clock not in ("auto", "cpu", "wall"):
         raise Problem("P-122", Exit.USAGE, f"no clock '{clock}'", fix="cpu, wall or auto")
     if clock == "auto":
-        clock = "cpu" if device.type == "cpu" and os.getloadavg()[0] > cores / 2 else "wall"
+        others = device.type == "cpu" and psutil.cpu_percent(interval=2) > OTHERS
+        clock = "cpu" if others else "wall"
     return Machine(device, clock, *((1, 0) if clock == "cpu" else (cores, cores)))
 
 
