@@ -1,5 +1,5 @@
 """Attention in bfloat16 on a CPU, written out: of 65 tokens, PyTorch's fused kernel takes three to four times as long
-there to train, a third of the step of a ViT of 15 M, and it is no faster at 785.
+there to train, a third of the step of a ViT of 15 M, and it is no faster at 785 (docs/speed.md).
 
     softmax(q k^T / sqrt(d)) v,   scores and softmax in float32, as within the fused kernel
 
