@@ -38,7 +38,6 @@ from sandglass.bench.cases import Case
 from sandglass.bench.ratios import Ratio, Target
 from sandglass.config import Engine, Pretrain, resolve
 from sandglass.data.loader import Batch, Clock, Split, step_generator
-from sandglass.engine import heap
 from sandglass.engine.batches import Batches, Source
 from sandglass.engine.task import Task
 from sandglass.engine.train import train
@@ -158,7 +157,6 @@ class Measured:
 def measure(case: Case, split: Split, at: Machine, rounds: int, steps: int) -> Measured:
     """All feeds in turns: `rounds` rounds that count and one before them, `steps` steps that count in every turn."""
     torch.set_num_threads(at.threads)
-    heap.keep_freed()  # as a job does
     torch.manual_seed(0)
     task = _task(case, split, at.device)
     resident = _resident(task, at.device)
@@ -261,12 +259,11 @@ def _foreign(
 
     def turn(batches: Iterator[Any]) -> float:
         began = 0.0
-        with heap.given_back():  # that a job of ours keeps memory is ours
-            for step, ((x0, x1), _) in enumerate(itertools.islice(batches, 1 + steps)):
-                model.step(x0, x1)
-                if step == 0:
-                    began = at.now()
-            return at.now() - began
+        for step, ((x0, x1), _) in enumerate(itertools.islice(batches, 1 + steps)):
+            model.step(x0, x1)
+            if step == 0:
+                began = at.now()
+        return at.now() - began
 
     def shipped() -> float:
         with anchor.batches(images, case.batch, 1 + steps, at.workers, at.device) as made:

@@ -5,8 +5,6 @@ temporary has its pages zeroed anew: on a CPU a third of the time of 32 px views
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
@@ -19,20 +17,3 @@ def keep_freed() -> bool:
         return False
     kept = mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)
     return bool(kept and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-@contextmanager
-def given_back() -> Iterator[None]:
-    """As if nobody had asked, for measuring others: what is freed goes back above the highest thresholds that glibc
-    moves to by itself. Then freed memory stays again."""
-    libc = ctypes.CDLL(None)
-    known = hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")
-    if known:
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**26)
-        libc.malloc_trim(0)
-    try:
-        yield
-    finally:
-        if known:
-            keep_freed()
