@@ -41,6 +41,7 @@ from sandglass.data.loader import Batch, Clock, Split, step_generator
 from sandglass.engine.batches import Batches, Source
 from sandglass.engine.task import Task
 from sandglass.engine.train import train
+from sandglass.engine.written_out import written_out
 from sandglass.errors import Exit, Problem
 from sandglass.objectives import OBJECTIVES
 from sandglass.views import RECIPES
@@ -253,7 +254,8 @@ def _foreign(
     """lightly's own loop on its own data and on views in memory; each call is a turn and returns its seconds."""
     encoder = build(case.backbone, case.size, 0, [0.0] * 3, [1.0] * 3, case.arguments)
     heads = resolve(OBJECTIVES, "byol", case.heads)
-    model = anchor.Shipped(encoder.model, encoder.width, heads["hidden"], heads["out"]).to(at.device)
+    usual = encoder.model.to(memory_format=torch.contiguous_format)  # `build` gives ours channels last
+    model = anchor.Shipped(usual, encoder.width, heads["hidden"], heads["out"]).to(at.device)
     settings = for_size(resolve(RECIPES, "byol", {}), case.size)
     images = anchor.PilImages(split, anchor.transform(settings, case.size, anchor.IMAGENET))
 
@@ -304,7 +306,7 @@ def _flops(task: Task, batch: Batch) -> int:
 
 def _kernels(task: Task, batch: Batch, steps: int, at: Machine) -> Callable[[], float]:
     """The seconds of `steps` steps of which nothing is left but convolutions and linear maps; each call is a turn."""
-    alone = kernels.alone(lambda: _pass(task, batch))
+    alone = kernels.alone(lambda: _pass(task, batch, half=True))
 
     def turn() -> float:
         alone()
@@ -316,10 +318,13 @@ def _kernels(task: Task, batch: Batch, steps: int, at: Machine) -> Callable[[], 
     return turn
 
 
-def _pass(task: Task, batch: Batch) -> None:
+def _pass(task: Task, batch: Batch, half: bool = False) -> None:
     """Forward and backward of a step, which leave nothing."""
-    features = task.objective.features(task.encoder, batch)
-    task.objective.loss(task.encoder, features, batch)["loss"].backward()
+    device = batch.labels.device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=half), written_out(half and device == "cpu"):
+        features = task.objective.features(task.encoder, batch)
+        loss = task.objective.loss(task.encoder, features, batch)["loss"]
+    loss.backward()
     task.encoder.zero_grad(set_to_none=True)
     task.objective.zero_grad(set_to_none=True)
 

@@ -20,7 +20,7 @@ from sandglass import distributed
 from sandglass.auxiliary._base import Auxiliary
 from sandglass.backbones.grid import Encoder, Features
 from sandglass.data.loader import Batch
-from sandglass.engine.attention import written_out
+from sandglass.engine.written_out import written_out
 from sandglass.errors import Exit, Problem
 from sandglass.objectives._base import Objective
 

@@ -140,3 +140,28 @@ def test_kernels_are_those_of_the_step_and_in_bfloat16_though_the_step_is_not(sp
     products = asked.names.pop("mm") + asked.names.pop("addmm")
     assert asked.names == {"convolution": 3 * (2 + 2), "convolution_backward": 3 * 2}
     assert products == 2 * (4 + 2 * 4) + 2 * 2 and asked.types == {torch.bfloat16}
+
+
+def test_kernels_are_those_that_a_step_writes_out(split: Split) -> None:
+    """A ResNet-18 has three convolutions of small, wide maps: the student's gradient of their weights is nine matrix
+    products for each of two views, and asks oneDNN for the gradient of the map alone."""
+    case = Case("wide", "resnet18_small", 32, 32, heads={"hidden": 16, "out": 8})
+    task = speed._task(case, split, CPU)
+    at = speed.Machine(CPU, "cpu", 1, 0)
+    turn = speed._kernels(task, speed._resident(task, CPU)[0], 0, at)
+    with Asked() as asked:
+        turn()
+    heads = 2 * (4 + 2 * 4) + 2 * 2
+    assert asked.names["mm"] + asked.names["addmm"] == 2 * 3 * 9 + heads
+    assert asked.names["convolution_backward"] == 2 * 20
+
+
+def test_lightlys_step_has_the_usual_layout(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`build` gives a network of convolutions channels last, which is of our making."""
+    made = []
+    shipped = speed.anchor.Shipped
+    monkeypatch.setattr(speed.anchor, "Shipped", lambda *given: made.append(shipped(*given)) or made[0])
+    task = speed._task(CASE, split, CPU)
+    assert not all(p.is_contiguous() for p in task.encoder.parameters())
+    speed._foreign(CASE, split, speed._resident(task, CPU), 1, speed.Machine(CPU, "cpu", 1, 0))
+    assert all(p.is_contiguous() for p in made[0].parameters())
