@@ -26,6 +26,7 @@ class Case:
     arguments: dict[str, Any] = field(default_factory=dict)
     heads: dict[str, int] = field(default_factory=dict)  # BYOL's; default: as published
     steps: int = 12  # that count in a turn: seconds on a CPU, about two seconds on a GPU
+    turns: int = 1  # of each input in a round: many short ones where neighbours come and go
     on: str = "cpu"  # where it is measured unless it is named
     fraction: float = 0.0
     gain: float = 0.0
@@ -46,14 +47,14 @@ CASES = {
             128,
             _TINY,
             _SMALL_HEADS,
-            steps=24,
+            turns=4,
             fraction=0.85,
             over_step=3.0,
             over_shipped=5.0,
         ),
-        Case("tiny96", "resnet_toy", 96, 64, _TINY, _SMALL_HEADS, steps=4, fraction=0.80),
-        Case("resnet18", "resnet18_small", 32, 128, steps=2, fraction=0.97, gain=2.0),
-        Case("vit15m", "vit312", 32, 32, steps=2, fraction=0.97, gain=1.5),
+        Case("tiny96", "resnet_toy", 96, 64, _TINY, _SMALL_HEADS, steps=4, turns=2, fraction=0.80),
+        Case("resnet18", "resnet18_small", 32, 128, steps=2, turns=2, fraction=0.97, gain=2.0),
+        Case("vit15m", "vit312", 32, 32, steps=2, turns=2, fraction=0.97, gain=1.5),
         Case("resnet18_32px", "resnet18_small", 32, 128, steps=400, on="cuda", fraction=0.90),
         Case("vit15m_32px", "vit312", 32, 128, steps=400, on="cuda", fraction=0.90),
         Case("resnet18_128px", "resnet18", 128, 256, steps=200, on="cuda", fraction=0.85),

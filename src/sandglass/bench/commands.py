@@ -46,10 +46,10 @@ def speed(
     how = {"clock": at.clock, "threads": at.threads, "workers": at.workers}
     peak, found = turns.peak_flops(at), []
     for name in cases or [name for name, case in CASES.items() if case.on == at.device.type]:
-        case = CASES[name]
+        case = replace(CASES[name], turns=1) if quick else CASES[name]
         with _images(data, case.size) as split:
             found.append(turns.measure(case, split, at, rounds, steps or case.steps))
-        print(f"{name}: {rounds} rounds of {steps or case.steps} steps", flush=True)
+        print(f"{name}: {rounds} rounds of {case.turns} x {steps or case.steps} steps", flush=True)
         show.keep(
             folder, "rounds", about | how, show.rounds(found)
         )  # what is measured is kept if the next one ends early

@@ -2,7 +2,7 @@
 
 There is one run of the real loop, `engine.train`; what feeds it changes every few steps, so that all feeds meet the
 same weights, the same clock rate and the same neighbours. The clock is read where the loop asks for its next batch.
-Between two rounds lightly's own loop has its turn, on its own data and on views in memory.
+Between their turns lightly's own loop has its own, on its own data and on views in memory.
 
     fraction of the ceiling    time with views in memory / time with ours, per image
     speed-up                   time with lightly's / time with ours
@@ -156,7 +156,8 @@ class Measured:
 
 
 def measure(case: Case, split: Split, at: Machine, rounds: int, steps: int) -> Measured:
-    """All feeds in turns: `rounds` rounds that count and one before them, `steps` steps that count in every turn."""
+    """All feeds in turns: `rounds` rounds that count and one before them, `steps` steps that count in every turn, of
+    which the case has several in a round."""
     torch.set_num_threads(at.threads)
     torch.manual_seed(0)
     task = _task(case, split, at.device)
@@ -164,13 +165,20 @@ def measure(case: Case, split: Split, at: Machine, rounds: int, steps: int) -> M
     flops = _flops(task, resident[0])
     alone = _foreign(case, split, resident, steps, at) | {KERNELS: _kernels(task, resident[0], steps, at)}
     turns = _Turns(_feeds(case, task, resident, steps, at), alone, steps, at)
-    task.index = _repeated(split, turns.steps_of(rounds) * case.batch)  # one epoch: nothing else happens between turns
+    count = case.turns * (1 + rounds)
+    task.index = _repeated(split, turns.steps_of(count) * case.batch)  # one epoch: nothing else happens between turns
     with tempfile.TemporaryDirectory() as state:
         engine = Engine(checkpoint_minutes=1e6, log_every_steps=1 + steps)  # every turn has one step that logs
         outcome = train(task, Path(state), engine, lambda text: None, turns)
-    times = {name: [1000 * t / (steps * case.batch) for t in seconds[1:]] for name, seconds in turns.spent.items()}
+    images = case.turns * steps * case.batch
+    times = {name: [1000 * t / images for t in _by_round(seconds, case.turns)] for name, seconds in turns.spent.items()}
     parameters = sum(p.numel() for p in task.encoder.parameters())
     return Measured(case, at, times, parameters, flops, outcome.cost.allocated_gib)
+
+
+def _by_round(seconds: list[float], turns: int) -> list[float]:
+    """The sums of so many turns each, but for the first round, which warms up."""
+    return [sum(seconds[i : i + turns]) for i in range(turns, len(seconds), turns)]
 
 
 class _Turns:
@@ -185,9 +193,9 @@ class _Turns:
         self.name, self.began = "", 0.0
         self.last: list[Batch] = []
 
-    def steps_of(self, rounds: int) -> int:
-        """Steps of the loop for the round that warms up, those that count, and the request that ends the last turn."""
-        return (rounds + 1) * len(self.feeds) * (1 + self.steps) + 1
+    def steps_of(self, count: int) -> int:
+        """Steps of the loop for so many turns of each, and the request that ends the last of them."""
+        return count * len(self.feeds) * (1 + self.steps) + 1
 
     def __call__(self, clock: Clock) -> Iterable[Batch]:
         count, within = divmod(clock.step, 1 + self.steps)

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from statistics import median
 from types import SimpleNamespace
 
@@ -48,11 +49,16 @@ def test_the_first_step_of_a_turn_is_not_counted() -> None:
     turns = speed._Turns(
         {"a": feed("a", 3), "b": feed("b", 5)}, {"c": foreign}, 4, SimpleNamespace(now=lambda: clock[0])
     )
-    steps = turns.steps_of(rounds=2)
+    steps = turns.steps_of(3)
     for step in range(steps):
         turns(Clock(step, steps, steps))
     assert entered == ["a", "b"] * 3
     assert turns.spent == {"a": [12.0] * 3, "b": [20.0] * 3, "c": [7.0] * 3}
+
+
+def test_a_round_is_the_sum_of_its_turns() -> None:
+    assert speed._by_round([9.0, 8.0, 1.0, 2.0, 3.0, 5.0], 2) == [3.0, 8.0]
+    assert speed._by_round([9.0, 1.0, 2.0], 1) == [1.0, 2.0]
 
 
 def test_all_feeds_give_the_step_the_same_shapes(split: Split) -> None:
@@ -72,7 +78,8 @@ def test_all_feeds_give_the_step_the_same_shapes(split: Split) -> None:
 
 @pytest.mark.parametrize(("clock", "workers"), [("cpu", 0), ("wall", 1)])
 def test_a_reduced_measurement(split: Split, clock: str, workers: int) -> None:
-    found = speed.measure(CASE, split, speed.Machine(CPU, clock, 1, workers), rounds=2, steps=2)
+    case = replace(CASE, turns=2)
+    found = speed.measure(case, split, speed.Machine(CPU, clock, 1, workers), rounds=2, steps=2)
     assert list(found.times) == [
         "memory",
         "lightly",
