@@ -36,8 +36,8 @@ def convolve(
     strides, dilation and groups; and not for kernels of one cell, which are matrix products already."""
     plain = bias is None and groups == 1 and all(each in (1, (1, 1)) for each in (stride, dilation))
     wide = input.ndim == 4 and len(input) >= IMAGES and min(weight.shape[:2]) >= CHANNELS
-    if plain and wide and weight[0, 0].numel() > 1 and not isinstance(padding, str):
-        padding = padding if isinstance(padding, tuple) else (padding, padding)
+    if plain and wide and weight[0, 0].numel() > 1 and (isinstance(padding, int) or len(padding) == 2):
+        padding = (padding, padding) if isinstance(padding, int) else tuple(padding)
         h, w = (size + 2 * p - k + 1 for size, k, p in zip(input.shape[2:], weight.shape[2:], padding))
         if h * w <= CELLS:
             with torch.autocast(input.device.type, enabled=False):

@@ -76,6 +76,7 @@ LEFT = {
     "dilation": ({}, {"dilation": 2}),
     "groups": ({"channels": (CHANNELS, 2 * CHANNELS)}, {"groups": 2}),
     "padding by name": ({}, {"padding": "same"}),
+    "padding once": ({}, {"padding": (1,)}),
 }
 
 
